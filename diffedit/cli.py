@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'run_demo', 'run_edit', 'run_info', 'main']
 
-# %% ../nbs/20_cli.ipynb #c69ccf65
+# %% ../nbs/20_cli.ipynb #a33e35de
 import json, os, sys, textwrap, time, warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from PIL import Image
     from diffedit.scenes import Scene
 
-# %% ../nbs/20_cli.ipynb #a62dc896
+# %% ../nbs/20_cli.ipynb #f6098646
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
-# %% ../nbs/20_cli.ipynb #f6a14908
+# %% ../nbs/20_cli.ipynb #f8c19fac
 CAPTIONS = ('source', 'target', 'negative')
 NUMBERS = ('steps', 'ratio', 'guidance', 'draws', 'strength', 'threshold', 'eta', 'seed', 'feather')
 
@@ -36,7 +36,7 @@ def command(name: str, argument: str = '', **short: str) -> Callable:
         return app.command(name)(f)
     return register
 
-# %% ../nbs/20_cli.ipynb #e171f1bc
+# %% ../nbs/20_cli.ipynb #a425ae59
 def _say_version(wanted: bool):
     if not wanted: return
     print(f'diffedit {__version__}')
@@ -46,7 +46,7 @@ def _say_version(wanted: bool):
 def _top(version: Annotated[bool, typer.Option('--version', callback=_say_version, is_eager=True, help='Print the version and stop.')] = False):
     "Change what a picture shows by saying what it shows and what it should show. Nothing else in it changes."
 
-# %% ../nbs/20_cli.ipynb #cfd25d97
+# %% ../nbs/20_cli.ipynb #6437022b
 @contextmanager
 def clean_end() -> Iterator[None]:
     "Turn what can go wrong in a command into one line on stderr and an exit code."
@@ -69,7 +69,7 @@ def clean_end() -> Iterator[None]:
             print('diffedit:', ' '.join(str(e).split()), file=sys.stderr)
             raise typer.Exit(2) from e
 
-# %% ../nbs/20_cli.ipynb #dc7f5e85
+# %% ../nbs/20_cli.ipynb #6e3c879a
 def save_all(
     images: dict,     # path: picture, or (picture, what travels in the file)
     overwrite: bool,  # existing files may be replaced
@@ -95,25 +95,12 @@ def check_outputs(paths: Sequence[Path], overwrite: bool):
     for path in paths: check_output(path, overwrite)
     if len({path.resolve() for path in paths}) < len(paths): raise InputError(f"output: one name for two files: {', '.join(map(str, paths))}")
 
-def open_model(name: str, device: str | None):
-    "`load_model`, with a device that can't be had as an `InputError`."
-    import torch
-    from diffedit.latents import InputError
-    from diffedit.models import load_model
-    try: torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as e: raise InputError(f"device: {device!r} can't be used; here there is {', '.join(devices())}") from e
-    return load_model(name, device)
-
-def devices() -> list[str]:
-    import torch
-    return ['cpu', *(f'cuda:{i}' for i in range(torch.cuda.device_count())), *['mps']*torch.backends.mps.is_available()]
-
 def bar(steps, desc: str):
     "A progress bar on stderr, gone when done; none where stderr is no terminal."
     from tqdm import tqdm
     return tqdm(steps, desc=desc, disable=None, leave=False)
 
-# %% ../nbs/20_cli.ipynb #8b5ede38
+# %% ../nbs/20_cli.ipynb #4854cce1
 def demo_scenes(seed: int | None = None) -> tuple['Scene', 'Scene', 'Scene']:
     "A scene, the same with what it shows replaced, and with it replaced by something else again."
     from diffedit.scenes import Bowl, change, random_scene
@@ -124,7 +111,7 @@ def demo_scenes(seed: int | None = None) -> tuple['Scene', 'Scene', 'Scene']:
     first = 0 if seed is None else seed//2
     return before, *(change(before, **{slot: others[(first + k) % len(others)]}) for k in (0, 1))
 
-# %% ../nbs/20_cli.ipynb #bee8983b
+# %% ../nbs/20_cli.ipynb #6fa47b2c
 def edit_and_measure(before: 'Scene', after: 'Scene', seed: int, start: float) -> tuple[dict, list[str]]:
     "The pictures of one edit from a scene to another, and what is to be said of it."
     import numpy as np
@@ -132,8 +119,9 @@ def edit_and_measure(before: 'Scene', after: 'Scene', seed: int, start: float) -
     from diffedit.editing import edit, labelled
     from diffedit.latents import psnr
     from diffedit.masks import iou
+    from diffedit.models import load_model
     from diffedit.scenes import captions, render, true_mask
-    (source, target), model = (captions(s)[1] for s in (before, after)), open_model('still-life', None)
+    (source, target), model = (captions(s)[1] for s in (before, after)), load_model()
     picture, wanted, truth = (*(render(s, model.native_size) for s in (before, after)), true_mask(before, after, model.native_size))
     asked, predict, begun = [], model.predict, time.perf_counter()
     model.predict = lambda x, level, conditioning: asked.append(len(x)) or predict(x, level, conditioning)
@@ -141,7 +129,7 @@ def edit_and_measure(before: 'Scene', after: 'Scene', seed: int, start: float) -
     done, away = time.perf_counter(), np.asarray(e.soft) == 0
     touched = (np.asarray(e.image) != np.asarray(picture)).any(-1) & away
     heat, mask = (Image.fromarray(np.uint8(a*255)) for a in (e.mask.heatmap, e.mask.binary))
-    strip = labelled([picture, heat, mask, e.image, wanted], ['picture', 'heatmap', 'mask', 'result', 'the truth'], 192)
+    strip = labelled([picture, heat, mask, e.image, wanted], ['picture', 'heatmap', 'mask', 'result', 'the truth'], 256)
     images = dict(source=picture, heatmap=heat, mask=mask, result=(e.image, settings_of(e, 'still-life')), strip=strip)
     return images, [
         f'{source} -> {target}', '',
@@ -155,7 +143,7 @@ def settings_of(e, model: str, mask: Path | None = None) -> dict:
     from dataclasses import asdict
     return asdict(e.settings) | dict(model=model) | (dict(mask=mask.name) if mask else {})
 
-# %% ../nbs/20_cli.ipynb #4c2c0313
+# %% ../nbs/20_cli.ipynb #9235f474
 @command('demo')
 def run_demo(
     out: Path = Path('diffedit-demo'),  # The folder to write to; made if it is not there.
@@ -184,33 +172,26 @@ def run_demo(
               f'  diffedit edit {paths["source"]} --source "{source}" --target "{target}" -o edited.png',
               f'  diffedit demo --seed {0 if seed is None else seed + 1} --overwrite', f'  diffedit info {paths["result"]}', sep='\n')
 
-# %% ../nbs/20_cli.ipynb #9b4c623c
+# %% ../nbs/20_cli.ipynb #a78ea30c
 def carried(path: Path) -> dict:
     "The settings in an edited PNG. `InputError` for a file that is no picture or carries none that can be used."
     from dataclasses import fields
     from diffedit.editing import Settings, read_settings
-    from diffedit.latents import InputError, load_picture
-    load_picture(path)
-    try: said = read_settings(path)
-    except json.JSONDecodeError: said = None
+    from diffedit.latents import InputError
+    said = read_settings(path)
     kinds = {f.name: (int, float) if f.type is float else f.type for f in fields(Settings)} | dict(model=str, mask=str)
-    if not (isinstance(said, dict) and all(isinstance(v, kinds.get(k, ())) for k, v in said.items())): raise InputError(f'picture: {str(path)!r} carries settings that are not those of an edit')
+    if not (isinstance(said, dict) and all(isinstance(v, kinds.get(k, ())) for k, v in said.items())):
+        raise InputError(f'picture: {str(path)!r} carries settings that are not those of an edit')
     return said
 
-# %% ../nbs/20_cli.ipynb #f30de031
-def check_early(chosen: dict):
-    "Refuse numbers and captions that no model takes, before one is loaded."
-    from diffedit.editing import Settings, _check
-    from diffedit.models import LITERATURE
-    _check(Settings(**dict(negative='', seed=0, eta=0., feather=0) | LITERATURE | chosen))
-
+# %% ../nbs/20_cli.ipynb #4d3081f3
 def at_size(a, size: tuple[int, int]) -> 'Image.Image':
     "An array of booleans or numbers from 0 to 1 as a grey picture of `size`; booleans stay black and white."
     import numpy as np
     from PIL import Image
     return Image.fromarray(np.uint8(a*255)).resize(size, Image.Resampling.NEAREST if a.dtype == bool else Image.Resampling.BILINEAR)
 
-# %% ../nbs/20_cli.ipynb #36be52f7
+# %% ../nbs/20_cli.ipynb #3622ac77
 @command('edit', argument='picture', output='-o', source='-s', target='-t', model='-m')
 def run_edit(
     picture: Path,                     # The picture to edit: any format that Pillow reads.
@@ -239,8 +220,9 @@ def run_edit(
     given, start = {k: v for k, v in locals().items() if k in (*CAPTIONS, *NUMBERS) and v is not None}, time.perf_counter()
     if target is None and settings is None: raise typer.BadParameter('say what the picture should show', param_hint='--target')
     with clean_end():
-        from diffedit.editing import edit
+        from diffedit.editing import Settings, edit
         from diffedit.latents import InputError, load_picture
+        from diffedit.models import LITERATURE, load_model
         outputs = dict(image=output, mask=mask_out, heatmap=heatmap_out)
         outputs = {kind: path for kind, path in outputs.items() if path}
         check_outputs(list(outputs.values()), overwrite)
@@ -249,19 +231,19 @@ def run_edit(
         if (was := old.pop('mask', None)) and not mask: raise InputError(f'mask: {str(settings)!r} was made with a mask of its own, {was!r}; give it with --mask')
         if (was := old.pop('model', 'still-life')) != 'still-life' and not model: raise InputError(f'model: {str(settings)!r} was made with {was!r}; name it with --model')
         chosen = dict(source='', target='') | old | given
-        check_early(chosen)
-        e = edit(open_model(model or 'still-life', device), image, **chosen, mask=where, progress=bar)
+        Settings(**dict(negative='', seed=0, eta=0., feather=0) | LITERATURE | chosen)   # refuses what no model takes, before one is loaded
+        e = edit(load_model(model or 'still-life', device), image, **chosen, mask=where, progress=bar)
         files = dict(image=(e.image, settings_of(e, model or 'still-life', mask)), mask=e.mask.binary, heatmap=e.mask.heatmap)
         save_all({path: files[kind] if kind == 'image' else at_size(files[kind], image.size) for kind, path in outputs.items()}, overwrite)
         share, names = e.mask.binary.mean(), ', '.join(map(str, outputs.values()))
         if share: print(f'{names}: {share:.0%} of the picture edited in {time.perf_counter() - start:.1f} s')
         else: print(f'{names}: nothing to edit was found, and the picture is as it was; a lower --threshold finds more, and so do captions that differ more')
 
-# %% ../nbs/20_cli.ipynb #fed7aca1
+# %% ../nbs/20_cli.ipynb #d35a1277
 def about() -> Iterator[str]:
     "Versions, the embedded model, devices."
     from importlib.metadata import version
-    from diffedit.models import STILL_LIFE
+    from diffedit.models import STILL_LIFE, devices
     extra = json.loads((STILL_LIFE/'diffedit.json').read_text())
     size = sum(f.stat().st_size for f in STILL_LIFE.rglob('*') if f.is_file())
     yield f'diffedit {__version__}, Python {sys.version.split()[0]}, ' + ', '.join(f'{lib} {version(lib)}' for lib in ('torch', 'diffusers', 'transformers'))
@@ -269,7 +251,7 @@ def about() -> Iterator[str]:
     yield f"model: {extra.get('name', 'still-life')}, {size/1e6:.0f} MB; by default {', '.join(f'{k} {v}' for k, v in extra['defaults'].items())}"
     yield textwrap.fill(f"It knows these words: {', '.join(sorted(extra['words']))}.", 100)
 
-# %% ../nbs/20_cli.ipynb #597de966
+# %% ../nbs/20_cli.ipynb #e4bb084b
 @command('info', argument='picture')
 def run_info(
     picture: Path | None = None,  # An edited PNG: show the settings that it carries.
@@ -278,10 +260,10 @@ def run_info(
     with clean_end():
         print(*([f'{k:<10} {v!r}' for k, v in carried(picture).items()] if picture else about()), sep='\n')
 
-# %% ../nbs/20_cli.ipynb #0c780043
+# %% ../nbs/20_cli.ipynb #e2b04640
 def main():
     "The entry point of the `diffedit` command."
     app(prog_name='diffedit')
 
-# %% ../nbs/20_cli.ipynb #51b8e5cc
+# %% ../nbs/20_cli.ipynb #6982b898
 if __name__ == '__main__' and '__file__' in globals(): main()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Settings', 'Edit', 'check_output', 'save_png', 'read_settings', 'edit']
 
-# %% ../nbs/07_editing.ipynb #daddb911
+# %% ../nbs/07_editing.ipynb #2a1fb455
 import io, json, os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np, torch
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from torch import Tensor
-from .latents import InputError, load_picture, to_images, to_tensor, working_size
+from .latents import InputError, load_picture, open_image, to_images, to_tensor, working_size
 from .inpainting import composite, feather, inpaint
 from .inversion import Trajectory, entered, invert
 from .masks import Draws, Mask, draw, find_mask
 from .noise import Model
 
-# %% ../nbs/07_editing.ipynb #9ea6dc84
+# %% ../nbs/07_editing.ipynb #ea2d89e6
 @dataclass(frozen=True)
 class Settings:
     "All that decides an edit besides the picture, the model, and a mask of one's own."
@@ -38,17 +38,18 @@ class Settings:
     eta: float        # share of fresh noise while repainting, 0 to 1
     feather: int      # soft edge of the composite, in working pixels
 
-# %% ../nbs/07_editing.ipynb #eaa5b3cc
-def _check(s: Settings):
-    "Refuse what no step would refuse before the first evaluation."
-    if not s.target.strip(): raise InputError('target: an empty caption; say what the picture should show')
-    for name, ok, wanted in (('ratio', 0 < s.ratio <= 1, 'more than 0 and at most 1'), ('strength', 0 < s.strength < 1, 'more than 0 and less than 1'),
-                             ('guidance', 1 <= s.guidance < float('inf'), '1 or more'), ('threshold', 0 <= s.threshold < 1, '0 or more and less than 1'),
-                             ('draws', isinstance(s.draws, int) and s.draws >= 1, 'a whole number, 1 or more'), ('eta', 0 <= s.eta <= 1, '0 to 1'),
-                             ('feather', isinstance(s.feather, int) and s.feather >= 0, 'a whole number, 0 or more')):
-        if not ok: raise InputError(f'{name}: {getattr(s, name)}; wanted {wanted}')
+    def __post_init__(self):
+        "Refuse, before any evaluation, what no step could use. How many steps a model has, its schedule says."
+        if not self.target.strip(): raise InputError('target: an empty caption; say what the picture should show')
+        whole = lambda x, low: isinstance(x, int) and low <= x < 2**63
+        for name, ok, wanted in (('seed', whole(self.seed, 0), 'a whole number, 0 or more'), ('steps', whole(self.steps, 1), 'a whole number, 1 or more'),
+                                 ('ratio', 0 < self.ratio <= 1, 'more than 0 and at most 1'), ('guidance', 1 <= self.guidance < float('inf'), '1 or more'),
+                                 ('draws', whole(self.draws, 1), 'a whole number, 1 or more'), ('strength', 0 < self.strength < 1, 'more than 0 and less than 1'),
+                                 ('threshold', 0 <= self.threshold < 1, '0 or more and less than 1'), ('eta', 0 <= self.eta <= 1, '0 to 1'),
+                                 ('feather', whole(self.feather, 0), 'a whole number, 0 or more')):
+            if not ok: raise InputError(f'{name}: {getattr(self, name)}; wanted {wanted}')
 
-# %% ../nbs/07_editing.ipynb #4331b490
+# %% ../nbs/07_editing.ipynb #dc77170b
 @dataclass(frozen=True, eq=False)
 class Edit:
     "An edit of one picture, with everything that was found on the way."
@@ -81,25 +82,23 @@ class Edit:
 
     def with_target(self, target: str) -> 'Edit':
         "The edit towards another caption: a new mask (unless one was given), the same inversion and source predictions."
-        settings = replace(self.settings, target=target)
-        _check(settings)
-        mask = self.mask
+        settings, mask = replace(self.settings, target=target), self.mask
         if self.draws: mask = find_mask(self.model, self.draws, self.model.embed([target]), mask.heatmap.shape, settings.threshold)[0]
         return _finish([replace(self, settings=settings, mask=mask)])[0]
 
-    def strip(self, height: int = 192) -> Image.Image:
-        "Picture, heatmap, mask and result in one labelled row."
+    def strip(self, height: int | None = None) -> Image.Image:
+        "Picture, heatmap, mask and result in one labelled row, by default as tall as the picture was worked on."
         heat, binary = (Image.fromarray(np.uint8(a*255)) for a in (self.mask.heatmap, self.mask.binary))
-        return labelled([self.picture, heat, binary, self.image], ['picture', 'heatmap', 'mask', 'result'], height)
+        return labelled([self.picture, heat, binary, self.image], ['picture', 'heatmap', 'mask', 'result'], height or heat.height)
 
     def _repr_png_(self): return self.strip()._repr_png_()
     def __repr__(self): return f'Edit({self.settings.source!r} -> {self.settings.target!r}, {self.mask.binary.mean():.0%} of the picture)'
 
     def save(self, path: str | os.PathLike, overwrite: bool = False):
         "Write the result with its settings inside (PNG), whole or not at all. `InputError` for a missing folder, another suffix, or a file that exists."
-        save_png(self.image, path, asdict(self.settings) | dict(model=self.model.name), overwrite)
+        save_png(self.image, path, asdict(self.settings) | dict(model=self.model.name) | ({} if self.draws else dict(mask='given')), overwrite)
 
-# %% ../nbs/07_editing.ipynb #2b8ea5cb
+# %% ../nbs/07_editing.ipynb #77935ed6
 def labelled(images: Sequence[Image.Image], labels: Sequence[str], height: int) -> Image.Image:
     "Images in a row, each `height` tall with its label above."
     images = [im.convert('RGB').resize((max(1, round(im.width*height/im.height)), height), Image.Resampling.NEAREST if im.height < height else Image.Resampling.LANCZOS) for im in images]
@@ -112,7 +111,7 @@ def labelled(images: Sequence[Image.Image], labels: Sequence[str], height: int) 
         x += im.width + gap
     return out
 
-# %% ../nbs/07_editing.ipynb #2f43e04a
+# %% ../nbs/07_editing.ipynb #c85232de
 def check_output(
     path: str | os.PathLike,  # where a PNG is to be written
     overwrite: bool = False,  # an existing file may be replaced
@@ -122,7 +121,8 @@ def check_output(
     if path.suffix.lower() != '.png': raise InputError(f'output: {str(path)!r} ends in {path.suffix or "no suffix"!r}; wanted .png')
     if not path.parent.is_dir(): raise InputError(f'output: no folder {str(path.parent)!r}')
     if path.is_dir(): raise InputError(f'output: {str(path)!r} is a folder')
-    if path.exists() and not overwrite: raise InputError(f'output: {str(path)!r} exists; choose another name, or allow overwriting')
+    if path.exists() and not overwrite: raise InputError(f'output: {str(path)!r} exists; choose another name, or allow to overwrite it (overwrite=True, --overwrite)')
+    if not os.access(path.parent, os.W_OK): raise InputError(f'output: no permission to write in {str(path.parent)!r}')
     return path
 
 def save_png(
@@ -143,12 +143,14 @@ def save_png(
 def read_settings(
     path: str | os.PathLike,  # a PNG that an edit was saved to
 ) -> dict:                    # its settings, with the model's name
-    "The settings that an edited picture carries. `InputError` if it carries none."
-    with Image.open(path) as image: said = image.text.get('diffedit') if hasattr(image, 'text') else None
-    if not said: raise InputError(f'picture: {str(path)!r} carries no settings of an edit')
-    return json.loads(said)
+    "The settings that an edited picture carries. `InputError` for a file that is no picture or carries none."
+    try: said = json.loads(getattr(open_image(path), 'text', {})['diffedit'])
+    except (KeyError, ValueError) as e:
+        if isinstance(e, InputError): raise
+        raise InputError(f'picture: {str(path)!r} carries no settings of an edit') from e
+    return said
 
-# %% ../nbs/07_editing.ipynb #540861ff
+# %% ../nbs/07_editing.ipynb #d6dcbbb7
 def _finish(edits: list[Edit], progress: Callable = lambda steps, **_: steps) -> list[Edit]:
     "Repaint edits of one model, size and settings, in one batch; those with an empty mask keep their latents and cost nothing."
     todo, model, s = [e for e in edits if e.mask.latent.any()], edits[0].model, edits[0].settings
@@ -175,7 +177,7 @@ def _edit_batch(model: Model, pictures: list[Image.Image], size: tuple[int, int]
     edits = [Edit(model, p, s, masks[i], way.pick(i), z[i:i + 1], draws[i]) for i, p in enumerate(pictures)]
     return _finish(edits, progress)
 
-# %% ../nbs/07_editing.ipynb #86da940c
+# %% ../nbs/07_editing.ipynb #9b584a3c
 def edit(
     model: Model,                     # from `load_model`
     picture,                          # a PIL image, a path, an array, or a list of them
@@ -198,7 +200,6 @@ def edit(
     "Change what a picture shows from `source` to `target`, and nothing else (Couairon et al. 2022). `InputError` says what can't be used."
     own = {k: v for k, v in dict(steps=steps, ratio=ratio, guidance=guidance, draws=draws, strength=strength, threshold=threshold).items() if v is not None}
     settings = Settings(source=source, target=target, negative=negative, seed=seed, eta=eta, feather=feather, **{**model.defaults, **own})
-    _check(settings)
     model.schedule.levels(settings.steps)
     many = isinstance(picture, (list, tuple))
     pictures = [load_picture(p) for p in (picture if many else [picture])]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['inpaint', 'feather', 'composite']
 
-# %% ../nbs/06_inpainting.ipynb #dfed4553
+# %% ../nbs/06_inpainting.ipynb #18a9a301
 from collections.abc import Callable, Sequence
 import numpy as np, torch
 from PIL import Image, ImageFilter
@@ -16,7 +16,7 @@ from .masks import Mask
 from .noise import Conditioning, Model, guided_noise
 from .schedule import ddim_step
 
-# %% ../nbs/06_inpainting.ipynb #3f51441e
+# %% ../nbs/06_inpainting.ipynb #8e44a3db
 def inpaint(
     model: Model,
     trajectory: Trajectory,       # of B pictures, levels 0 to K
@@ -39,7 +39,7 @@ def inpaint(
         x = torch.where(inside, ddim_step(x, noise, a, b, fresh, eta), trajectory[k - 1])
     return x
 
-# %% ../nbs/06_inpainting.ipynb #42ca13d7
+# %% ../nbs/06_inpainting.ipynb #cd510d6f
 def feather(
     mask: Mask,
     size: tuple[int, int],  # width and height of the original picture

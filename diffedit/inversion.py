@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Trajectory', 'entered', 'invert', 'reconstruct']
 
-# %% ../nbs/05_inversion.ipynb #7597e2e8
+# %% ../nbs/05_inversion.ipynb #5bc2dc2d
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from torch import Tensor
@@ -13,7 +13,7 @@ from .latents import InputError
 from .noise import Conditioning, Model
 from .schedule import Level, ddim_step
 
-# %% ../nbs/05_inversion.ipynb #7e464c2f
+# %% ../nbs/05_inversion.ipynb #5d3f22d4
 @dataclass(frozen=True, eq=False)
 class Trajectory:
     "A picture's way up into the noise, every level of it."
@@ -27,7 +27,7 @@ class Trajectory:
         "The trajectory of the `i`-th picture alone."
         return Trajectory(self.levels, [x[i:i + 1] for x in self.latents])
 
-# %% ../nbs/05_inversion.ipynb #d0009ddc
+# %% ../nbs/05_inversion.ipynb #117e5273
 def entered(levels: list[Level], ratio: float) -> list[Level]:
     "The levels up to a share `ratio` of the steps, at least one step. `InputError` for a ratio outside (0, 1]."
     if not 0 < ratio <= 1: raise InputError(f'ratio: {ratio}; wanted more than 0 and at most 1')
@@ -47,7 +47,7 @@ def invert(
         way.append(ddim_step(way[-1], noise, a, b))
     return Trajectory(levels, way)
 
-# %% ../nbs/05_inversion.ipynb #718bf7d1
+# %% ../nbs/05_inversion.ipynb #2e80cc45
 def reconstruct(
     model: Model,
     trajectory: Trajectory,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['InputError', 'load_picture', 'working_size', 'to_tensor', 'to_images', 'show_row', 'psnr']
 
-# %% ../nbs/01_latents.ipynb #d9158fb4
+# %% ../nbs/01_latents.ipynb #29fb0f06
 import io, math, os, warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,15 +13,16 @@ import numpy as np, torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-# %% ../nbs/01_latents.ipynb #fee9fd68
+# %% ../nbs/01_latents.ipynb #3cfc460b
 class InputError(ValueError):
     "Something that was given can't be used; the message names it, says what came and what was wanted."
 
-# %% ../nbs/01_latents.ipynb #8037b44c
+# %% ../nbs/01_latents.ipynb #a37e4d17
 MIN_SIDE, MAX_ASPECT = 16, 4
 
-def _open(path: Path) -> Image.Image:
+def open_image(path: str | os.PathLike) -> Image.Image:
     "Read a whole picture file, with every complaint of the reader's as an `InputError`."
+    path = Path(path)
     if not path.is_file(): raise InputError(f'picture: no file {str(path)!r}')
     try:
         with warnings.catch_warnings():
@@ -44,12 +45,12 @@ def _from_array(a: np.ndarray) -> Image.Image:
         raise InputError(f'picture: an array of {a.dtype} from {a.min()} to {a.max()}; wanted uint8, or floats from 0 to 1')
     return Image.fromarray((a*255).round().astype(np.uint8))
 
-# %% ../nbs/01_latents.ipynb #bbdb448c
+# %% ../nbs/01_latents.ipynb #45e0fcea
 def load_picture(
     picture: Image.Image | str | os.PathLike | np.ndarray,  # an image, a path, or an array (height, width[, channels])
 ) -> Image.Image:  # upright, RGB or RGBA, at its own resolution
     "Any picture as an upright RGB or RGBA image. `InputError` for what is no picture, is under 16 pixels, or is more than four times as long as wide."
-    if isinstance(picture, (str, os.PathLike)): image = _open(Path(picture))
+    if isinstance(picture, (str, os.PathLike)): image = open_image(picture)
     elif isinstance(picture, np.ndarray): image = _from_array(picture)
     elif isinstance(picture, Image.Image): image = picture
     else: raise InputError(f'picture: a {type(picture).__name__}; wanted a PIL image, a path or an array')
@@ -60,7 +61,7 @@ def load_picture(
     if max(w, h) > MAX_ASPECT*min(w, h): raise InputError(f'picture: {w}x{h} pixels; the longer side may be at most {MAX_ASPECT} times the shorter')
     return image.convert('RGBA' if image.has_transparency_data else 'RGB')
 
-# %% ../nbs/01_latents.ipynb #e11be91d
+# %% ../nbs/01_latents.ipynb #d033b906
 def working_size(
     size: tuple[int, int],  # width and height of the picture
     native: int,            # side of the square that the model was trained on, in pixels
@@ -71,7 +72,7 @@ def working_size(
     scale = native/math.sqrt(w*h)
     return tuple(max(multiple, round(side*scale/multiple)*multiple) for side in (w, h))
 
-# %% ../nbs/01_latents.ipynb #3bf06bd4
+# %% ../nbs/01_latents.ipynb #8ffa6ac6
 def to_tensor(
     images: Image.Image | Sequence[Image.Image],  # images of one size
 ) -> Tensor:  # float32 (B, 3, H, W), from -1 to 1
@@ -87,7 +88,7 @@ def to_images(
     x = ((x.detach().float().clamp(-1, 1) + 1)*127.5).round().to(torch.uint8)
     return [Image.fromarray(a) for a in x.permute(0, 2, 3, 1).cpu().numpy()]
 
-# %% ../nbs/01_latents.ipynb #46398801
+# %% ../nbs/01_latents.ipynb #971e564a
 def show_row(
     images: Sequence,                       # PIL images, arrays (H, W[, 3]) or tensors (H, W)
     titles: Sequence | None = None,         # one above each
@@ -100,7 +101,7 @@ def show_row(
     lo, hi = limits or (None, None)
     images = [im.detach().float().cpu() if isinstance(im, Tensor) else im for im in images]
     tall = max(np.asarray(im).shape[0]/np.asarray(im).shape[1] for im in images)
-    fig, axes = plt.subplots(1, len(images), figsize=(side*len(images), side*tall + .3), squeeze=False)
+    fig, axes = plt.subplots(1, len(images), figsize=(side*len(images), side*tall + .3), squeeze=False, dpi=72)
     for ax, im, title in zip(axes[0], images, titles or ['']*len(images)):
         ax.imshow(im, interpolation='nearest', cmap=cmap, vmin=lo, vmax=hi)
         ax.set_title(title, fontsize=9)
@@ -108,7 +109,7 @@ def show_row(
     fig.tight_layout(pad=.3)
     plt.show()
 
-# %% ../nbs/01_latents.ipynb #dfd9799a
+# %% ../nbs/01_latents.ipynb #c5f2eed4
 def psnr(
     a: Image.Image | np.ndarray,             # a picture, 0 to 255
     b: Image.Image | np.ndarray,             # another of the same size

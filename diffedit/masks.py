@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Draws', 'draw_noise', 'predict_draws', 'draw', 'difference', 'heatmap', 'enlarge', 'iou', 'Mask', 'find_mask']
 
-# %% ../nbs/04_mask.ipynb #8e6edab4
+# %% ../nbs/04_mask.ipynb #81d8e06f
 from dataclasses import dataclass, replace
 from collections.abc import Callable, Sequence
 import numpy as np, torch
@@ -16,7 +16,7 @@ from .latents import InputError
 from .noise import Conditioning, Model, repeat
 from .schedule import Level, add_noise
 
-# %% ../nbs/04_mask.ipynb #0649b5f5
+# %% ../nbs/04_mask.ipynb #9fe21eb5
 @dataclass(frozen=True)
 class Draws:
     "Noisy versions of B pictures and what the source caption made of them: all that a mask needs but the target."
@@ -24,7 +24,7 @@ class Draws:
     noised: Tensor   # (B, n, C, h, w)
     source: Tensor   # the noise predicted for the source caption, the same shape
 
-# %% ../nbs/04_mask.ipynb #05491ad2
+# %% ../nbs/04_mask.ipynb #78824ad9
 def draw_noise(
     latents: Tensor,                        # (B, C, h, w)
     n: int,                                 # draws a picture
@@ -65,14 +65,14 @@ def difference(
     "How far the two captions' predictions are apart in each cell: the absolute difference, averaged over draws and channels."
     return (predict_draws(model, draws.noised, draws.level, target) - draws.source).abs().mean((1, 2))
 
-# %% ../nbs/04_mask.ipynb #ef1a3985
+# %% ../nbs/04_mask.ipynb #8489673e
 def heatmap(
     difference: Tensor,   # (B, h, w), 0 or more
-    cut: float = 3.,      # values above this many means count as this many
+    cut: float = .95,     # the share of the cells that is no extreme
 ) -> Tensor:              # (B, h, w), from 0 to 1
     "Differences without extremes, each picture's rescaled to [0, 1]; zeros where there is nothing but rounding."
-    mean = difference.mean((1, 2), keepdim=True)
-    heat = (difference/(cut*mean).clamp(min=1e-12)).clamp(max=1).float()
+    top = difference.float().flatten(1).quantile(cut, 1)[:, None, None]
+    heat = (difference.float()/top.clamp(min=1e-12)).clamp(max=1)
     above = difference.amax((1, 2), keepdim=True) > 2*torch.finfo(difference.dtype).eps
     return heat*above
 
@@ -83,13 +83,13 @@ def enlarge(
     "A heatmap at picture resolution, smooth between the cells."
     return F.interpolate(cells[:, None], size=size, mode='bicubic', align_corners=False)[:, 0].clamp(0, 1)
 
-# %% ../nbs/04_mask.ipynb #442262e2
+# %% ../nbs/04_mask.ipynb #8e0fb5cd
 def iou(a: np.ndarray, b: np.ndarray) -> float:
     "Intersection over union of two boolean masks; 1 when both are empty."
     either = np.logical_or(a, b).sum()
     return float(np.logical_and(a, b).sum()/either) if either else 1.
 
-# %% ../nbs/04_mask.ipynb #d7375772
+# %% ../nbs/04_mask.ipynb #fab70ac8
 @dataclass(frozen=True, eq=False)
 class Mask:
     "Where to edit one picture: a heatmap, a threshold, and the binary masks that follow from them."
@@ -124,7 +124,7 @@ class Mask:
 
     def _repr_png_(self): return Image.fromarray(np.uint8(self.heatmap*255))._repr_png_()
 
-# %% ../nbs/04_mask.ipynb #28cb035c
+# %% ../nbs/04_mask.ipynb #fa5125eb
 def find_mask(
     model: Model,
     draws: Draws,

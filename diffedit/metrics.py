@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['best_latent_iou', 'measure', 'object_swap', 'interval']
 
-# %% ../nbs/10_metrics.ipynb #9b2a6a2b
+# %% ../nbs/10_metrics.ipynb #1b07379e
 from collections.abc import Sequence
 import numpy as np, torch
 from .editing import Edit
@@ -13,7 +13,7 @@ from .latents import InputError, psnr, to_images, to_tensor
 from .masks import iou
 from .scenes import Scene, change, random_scene, render, stream, true_mask
 
-# %% ../nbs/10_metrics.ipynb #c00f06a4
+# %% ../nbs/10_metrics.ipynb #3abd87bf
 def best_latent_iou(
     truth: np.ndarray,       # booleans (H, W)
     cells: tuple[int, int],  # height and width of the latents
@@ -24,7 +24,7 @@ def best_latent_iou(
     area, inside = truth.size/(h*w)*np.arange(1, h*w + 1), covered.cumsum()
     return float((inside/(area + truth.sum() - inside)).max()) if truth.any() else 1.
 
-# %% ../nbs/10_metrics.ipynb #c2cd34ea
+# %% ../nbs/10_metrics.ipynb #fe89e957
 def measure(
     e: Edit,        # an edit of the rendered `before`
     before: Scene,
@@ -42,7 +42,7 @@ def measure(
             'outside, result': min(99., psnr(e.image, e.picture, ~truth)),
             'floor': psnr(floor, e.picture), 'floor, outside': psnr(floor, e.picture, ~truth)}
 
-# %% ../nbs/10_metrics.ipynb #ca687c26
+# %% ../nbs/10_metrics.ipynb #8338aa06
 def object_swap(
     seed: int,    # of the scene
     family: str,  # 'bowl' or 'animal'

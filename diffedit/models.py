@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LITERATURE', 'StableDiffusion', 'load_model']
 
-# %% ../nbs/80_models.ipynb #aaf7b6f9
+# %% ../nbs/80_models.ipynb #87abe8bf
 import json, logging, os, re, warnings
 from pathlib import Path
 import torch
@@ -14,10 +14,10 @@ from .latents import InputError
 from .noise import Conditioning, Model
 from .schedule import Level, Schedule, to_noise
 
-# %% ../nbs/80_models.ipynb #1f2cbd6c
+# %% ../nbs/80_models.ipynb #edf20631
 LITERATURE = dict(steps=50, ratio=.8, guidance=7.5, draws=10, strength=.5, threshold=.5)  # Couairon et al. 2022, section 4 and appendix
 
-# %% ../nbs/80_models.ipynb #54b1216e
+# %% ../nbs/80_models.ipynb #f6a82b2f
 class StableDiffusion(Model):
     "A latent diffusion model of the Stable Diffusion 1 and 2 family, from its parts (diffusers' and transformers' own classes)."
     def __init__(
@@ -65,13 +65,13 @@ class StableDiffusion(Model):
     def _warn(self, prompt: str):
         "Say which words will be cut, and which this model has never seen."
         ids, room = self.tokenizer(prompt, truncation=False, verbose=False).input_ids[1:-1], self.tokenizer.model_max_length - 2
-        if len(ids) > room: warnings.warn(f'caption: {self.name} reads {room} tokens; cut off: {self.tokenizer.decode(ids[room:])!r}', stacklevel=3)
+        if len(ids) > room: warnings.warn(f'caption: {self.name} reads {room} tokens; cut off: {self.tokenizer.decode(ids[room:])!r}', stacklevel=4)
         strange = [w for w in re.findall(r'\w+', prompt.lower()) if w not in self.words] if self.words else []
-        if strange: warnings.warn(f"caption: {self.name} has never seen {', '.join(map(repr, strange))}; its words are {', '.join(sorted(self.words))}", stacklevel=3)
+        if strange: warnings.warn(f"caption: {self.name} has never seen {', '.join(map(repr, strange))}; its words are {', '.join(sorted(self.words))}", stacklevel=4)
 
     def __repr__(self): return f'{self.name}: {self.native_size} px, {self.schedule.prediction}, {self.dtype} on {self.device}'.replace('torch.', '')
 
-# %% ../nbs/80_models.ipynb #5f2578c4
+# %% ../nbs/80_models.ipynb #144a3a73
 STILL_LIFE = Path(__file__).parent/'still_life' if '__file__' in globals() else Path('../diffedit/still_life')
 
 def _quiet():
@@ -81,9 +81,14 @@ def _quiet():
         lib.utils.logging.set_verbosity_error()
         lib.utils.logging.disable_progress_bar()
 
+def devices() -> list[str]:
+    "Where a model can run here, the fastest first."
+    return [*(f'cuda:{i}' for i in range(torch.cuda.device_count())), *['mps']*torch.backends.mps.is_available(), 'cpu']
+
 def _pick_device(device) -> torch.device:
-    if device is not None: return torch.device(device)
-    return torch.device('cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu')
+    "The device asked for, or the fastest. `InputError` for one that can't be used."
+    try: return torch.zeros(1, device=device or devices()[0]).device
+    except (RuntimeError, AssertionError) as e: raise InputError(f"device: {str(device)!r} can't be used; here there is {', '.join(devices())}") from e
 
 def _open(where: str, dtype: torch.dtype, **kw):
     "The parts of the pipeline in a folder or hub repository."
@@ -91,14 +96,17 @@ def _open(where: str, dtype: torch.dtype, **kw):
     return DiffusionPipeline.from_pretrained(where, dtype=dtype, use_safetensors=True, safety_checker=None, requires_safety_checker=False, **kw)
 
 def _fetch(name: str, dtype: torch.dtype):
-    "The parts of a hub repository: from this machine's cache if they are there, else fetched."
+    "The parts of a hub repository: from this machine's cache if they are there, else fetched, with the hub's own progress bars."
+    import huggingface_hub as hub
     try: return _open(name, dtype, local_files_only=True)
-    except (OSError, ValueError): pass
-    try: return _open(name, dtype)
-    except (OSError, ValueError, ConnectionError) as e:
+    except OSError: pass
+    try: hub.HfApi().model_info(name, timeout=10)
+    except Exception as e:   # no network, no such repository, no permission: whatever it is, the model can't be had
         raise InputError(f'model: {name!r} is not on this machine and could not be fetched ({type(e).__name__}). With a network, fetch it once with: hf download {name}') from e
+    hub.utils.enable_progress_bars()
+    return _open(name, dtype)
 
-# %% ../nbs/80_models.ipynb #56dc6e2f
+# %% ../nbs/80_models.ipynb #9cf3687e
 def load_model(
     name: str | os.PathLike = 'still-life',       # 'still-life', a folder in diffusers' layout, or a hub repository 'owner/name'
     device: str | torch.device | None = None,     # where to run; a GPU if there is one

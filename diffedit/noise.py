@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['Conditioning', 'join', 'repeat', 'guided_noise', 'sample', 'Model']
 
-# %% ../nbs/03_noise.ipynb #98bc4961
+# %% ../nbs/03_noise.ipynb #82b7de1f
 from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 from .latents import InputError
 from .schedule import Level, Schedule, ddim_step
 
-# %% ../nbs/03_noise.ipynb #21397412
+# %% ../nbs/03_noise.ipynb #5fc12329
 Conditioning = dict[str, Tensor]  # what a model's network is given beside the latents, one row a sample
 
 def join(*conditionings: Conditioning) -> Conditioning:
@@ -23,7 +23,7 @@ def repeat(conditioning: Conditioning, n: int) -> Conditioning:
     "Each row `n` times in turn: a, a, b, b."
     return {k: v.repeat_interleave(n, 0) for k, v in conditioning.items()}
 
-# %% ../nbs/03_noise.ipynb #9997b0a5
+# %% ../nbs/03_noise.ipynb #1462700e
 def guided_noise(
     model,                         # a `Model`
     x: Tensor,                     # noised latents, (B, C, h, w)
@@ -37,7 +37,7 @@ def guided_noise(
     both = model.predict(torch.cat([x, x]), level, join(unconditional, conditioning))
     return tuple(without + guidance*(with_ - without) for without, with_ in (half.chunk(2) for half in both))
 
-# %% ../nbs/03_noise.ipynb #81a929a0
+# %% ../nbs/03_noise.ipynb #ca4772cd
 def sample(
     model,                      # a `Model`
     prompts: list[str],         # what to draw
@@ -51,7 +51,7 @@ def sample(
     for k in range(steps, 0, -1): x = ddim_step(x, guided_noise(model, x, levels[k], wanted, empty, guidance)[0], levels[k], levels[k - 1])
     return x
 
-# %% ../nbs/03_noise.ipynb #b5e63a60
+# %% ../nbs/03_noise.ipynb #51407148
 class Model(ABC):
     "What the algorithms know of a diffusion model. Pictures are (B, 3, H, W) from -1 to 1, latents (B, C, h, w)."
     name: str               # for people

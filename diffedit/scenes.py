@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FAMILIES', 'Scene', 'render', 'captions', 'change', 'true_mask', 'Bowl', 'Animal', 'Plumber', 'random_scene']
 
-# %% ../nbs/00_scenes.ipynb #bcf01d10
+# %% ../nbs/00_scenes.ipynb #9466af75
 import math, random
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image, ImageDraw
 
-# %% ../nbs/00_scenes.ipynb #7fab5398
+# %% ../nbs/00_scenes.ipynb #5fe313de
 def mix(a: tuple, b: tuple, t: float) -> tuple:
     "The colour a share `t` of the way from `a` to `b`."
     return tuple(round(p + (q - p)*t) for p, q in zip(a, b))
@@ -29,7 +29,7 @@ def arc(start: float, stop: float, k: int = 40) -> list:
     turns = [2*math.pi*(start + (stop - start)*i/k) for i in range(k + 1)]
     return [(math.cos(a), math.sin(a)) for a in turns]
 
-# %% ../nbs/00_scenes.ipynb #0faa38ef
+# %% ../nbs/00_scenes.ipynb #e21152f7
 class Canvas:
     "A square picture in unit coordinates; colours are (red, green, blue) or (red, green, blue, opacity), 0 to 255."
     def __init__(self, size: int, oversample: int = 3):
@@ -65,12 +65,12 @@ class Canvas:
 
     def picture(self) -> Image.Image: return self.image.reduce(self.n//self.size)
 
-# %% ../nbs/00_scenes.ipynb #729951a6
+# %% ../nbs/00_scenes.ipynb #b07d27df
 def stream(seed: int, part: str) -> random.Random:
     "The random numbers of one part of a scene: 'place', 'light', 'pile' …"
     return random.Random(f'{seed}/{part}')
 
-# %% ../nbs/00_scenes.ipynb #809423cc
+# %% ../nbs/00_scenes.ipynb #f289bf31
 @dataclass(frozen=True)
 class Scene:
     "Named slots, and a `seed` for everything else. The families below say which slots, how they are drawn and how they are put in words."
@@ -87,7 +87,7 @@ class Scene:
     def phrases(self) -> list[str]: "What the scene shows, from the tersest phrasing to the fullest."
     def _repr_png_(self): return render(self)._repr_png_()
 
-# %% ../nbs/00_scenes.ipynb #b9514a7c
+# %% ../nbs/00_scenes.ipynb #008e44bc
 def render(
     scene: Scene,      # what to draw
     size: int = 128,   # width and height in pixels
@@ -113,7 +113,7 @@ def change(
     if unknown: raise ValueError(f"{', '.join(sorted(unknown))}: no such slot in a {scene.family} scene; it has {', '.join(scene.slots)}")
     return replace(scene, **slots)
 
-# %% ../nbs/00_scenes.ipynb #23e2807b
+# %% ../nbs/00_scenes.ipynb #cb946219
 def true_mask(
     before: Scene,    # the scene that was there
     after: Scene,     # the scene that should be
@@ -123,7 +123,7 @@ def true_mask(
     a, b = (np.asarray(render(s, size), dtype=np.int16) for s in (before, after))
     return (np.abs(a - b) > 24).any(-1)
 
-# %% ../nbs/00_scenes.ipynb #f2e59554
+# %% ../nbs/00_scenes.ipynb #078f35d4
 FRUIT = dict(strawberries=((214, 26, 52), .225), oranges=((248, 142, 20), .29), lemons=((250, 220, 56), .265), limes=((84, 164, 46), .25),
              apples=((196, 62, 52), .28), blueberries=((64, 84, 164), .16), grapes=((126, 46, 138), .18))  # colour, size in half a bowl
 FRUIT['tennis balls'] = ((210, 236, 70), .29)
@@ -132,7 +132,7 @@ TABLES = {'wooden table': (182, 130, 80), 'marble table': (226, 224, 222), 'dark
           'blue cloth': (92, 132, 190), 'checked cloth': (236, 228, 218)}
 WALLS = dict(cream=(240, 228, 204), grey=(172, 176, 180), blue=(146, 184, 214), green=(160, 192, 150), pink=(232, 186, 184))
 
-# %% ../nbs/00_scenes.ipynb #04cc0d10
+# %% ../nbs/00_scenes.ipynb #1fb8f916
 def draw_ball(cv, x, y, r, color, light, turn): cv.ball(x, y, r, r, color, light)
 
 def draw_orange(cv, x, y, r, color, light, turn):
@@ -168,7 +168,7 @@ def draw_tennis_ball(cv, x, y, r, color, light, turn):
 PIECES = dict(strawberries=draw_strawberry, oranges=draw_orange, lemons=draw_citrus, limes=draw_citrus, apples=draw_apple,
               blueberries=draw_blueberry, grapes=draw_ball) | {'tennis balls': draw_tennis_ball}
 
-# %% ../nbs/00_scenes.ipynb #08ef327d
+# %% ../nbs/00_scenes.ipynb #f43116e8
 def draw_pile(cv: Canvas, fruit: str, x: float, y: float, w: float, light: tuple, pick: random.Random):
     "A heap of `fruit` in a bowl whose opening is centred on (x, y) and `w` wide to either side."
     kinds = [k for k in FRUIT if k != 'tennis balls'] if fruit == 'mixed fruit' else [fruit]
@@ -185,7 +185,7 @@ def draw_pile(cv: Canvas, fruit: str, x: float, y: float, w: float, light: tuple
             kind, dx, dy, grow, turn = pick.choice(kinds), pick.uniform(-.08, .08), pick.uniform(-.08, .08), pick.uniform(.97, 1.06), pick.uniform(-1.2, 1.2)
             PIECES[kind](cv, x + (half*(2*i/(n - 1) - 1) if n > 1 else 0) + dx*r, y - up + dy*r, r*grow, FRUIT[kind][0], light, turn)
 
-# %% ../nbs/00_scenes.ipynb #3dcce834
+# %% ../nbs/00_scenes.ipynb #4b961c91
 def draw_table(cv: Canvas, table: str, top: float, pick: random.Random):
     "The table or cloth, from the line where it meets the wall down to the picture's edge."
     color, off = TABLES[table], pick.random()
@@ -207,7 +207,7 @@ def draw_fold(cv: Canvas, x: float, wide: float, top: float, color: tuple):
     near = lambda u: .5 + (u - .5)*1.6
     cv.polygon([(x, top), (x + wide, top), (near(x + wide), 1), (near(x), 1)], color)
 
-# %% ../nbs/00_scenes.ipynb #4f468e4d
+# %% ../nbs/00_scenes.ipynb #ee777178
 def draw_bowl(cv: Canvas, bowl: str, fruit: str, x: float, y: float, w: float, light: tuple, pick: random.Random):
     "The bowl, with what lies in it between its back and its front."
     color, rim, deep, low = BOWLS[bowl], .25*w, .8*w, arc(0, .5)
@@ -225,7 +225,7 @@ def draw_bowl(cv: Canvas, bowl: str, fruit: str, x: float, y: float, w: float, l
         for k in (.4, .62, .84): cv.line([(x + w*p*math.sqrt(1.06 - k*k), y + rim + (deep - rim)*k - (1 - q)*(.6*rim + .3*k*w)) for p, q in low[4:-4]], .02*w, shade(color, -.28))
     cv.line([(x + w*p, y + rim*q) for p, q in low], .055*w, shade(color, .28))
 
-# %% ../nbs/00_scenes.ipynb #5f163bc9
+# %% ../nbs/00_scenes.ipynb #131df29b
 @dataclass(frozen=True)
 class Bowl(Scene):
     "A bowl of fruit on a table, before a wall."
@@ -252,7 +252,7 @@ class Bowl(Scene):
         said = [plain, f'a picture of {plain}', full, f'{plain} {table}', f'{plain} {wall}', f'{full} {table}', f'{full} {table} {wall}']
         return said if empty else [self.fruit, *said]
 
-# %% ../nbs/00_scenes.ipynb #e3ed81ce
+# %% ../nbs/00_scenes.ipynb #07e550ea
 # Skies: colour at the top, colour at the horizon, clouds, sun or moon. Fields: colour far away, colour close by, what grows there.
 SKIES = dict(blue=((74, 150, 230), (178, 218, 246), (250, 252, 255), (255, 236, 120)),
              sunset=((150, 70, 140), (255, 168, 84), (250, 128, 110), (255, 226, 120)),
@@ -264,7 +264,7 @@ FIELDS = dict(green=((112, 172, 74), (70, 134, 50), ((50, 108, 40),)),
               flowery=((142, 196, 98), (96, 160, 72), ((240, 84, 140), (255, 250, 250), (250, 214, 60), (150, 90, 210))))
 INK = (34, 26, 28)
 
-# %% ../nbs/00_scenes.ipynb #fc8571a4
+# %% ../nbs/00_scenes.ipynb #61f7bf6f
 @dataclass(frozen=True)
 class Limb:
     "A tapering part of the body with round ends, in the animal's own coordinates: u runs forward and v down, half a body is 1 long."
@@ -285,7 +285,7 @@ class Limb:
         ends = ((self.a, self.ra + grow, along + math.pi/2), (self.b, self.rb + grow, along - math.pi/2))
         return [(p[0] + r*math.cos(t + i*math.pi/12), p[1] + r*math.sin(t + i*math.pi/12)) for p, r, t in ends for i in range(13)]
 
-# %% ../nbs/00_scenes.ipynb #ba56106e
+# %% ../nbs/00_scenes.ipynb #d6acc5db
 @dataclass(frozen=True)
 class Stand:
     "Where the animal stands: turns its own coordinates into the picture's, and draws in them."
@@ -300,7 +300,7 @@ class Stand:
     def ellipse(self, cv, p, ru, rv, color, angle=0.): cv.ellipse(*self.at(p), ru*self.size, rv*self.size, color, self.face*angle)
     def limb(self, cv, limb, color, grow=0.): self.polygon(cv, limb.outline(grow), color)
 
-# %% ../nbs/00_scenes.ipynb #4d82785f
+# %% ../nbs/00_scenes.ipynb #36a5e45e
 def plain(coat: Canvas, stand: Stand, body: dict[str, Limb], kind: 'Kind', pick: random.Random): "A coat of one colour."
 
 # Where the stripes of each limb begin and end, as shares of its length.
@@ -337,7 +337,7 @@ def mosaic(coat: Canvas, stand: Stand, body: dict[str, Limb], kind: 'Kind', pick
             u, v = (col + row % 2/2)*step + pick.uniform(-.03, .03), row*step + pick.uniform(-.03, .03)
             if v > -.5 or u > .4: blob(coat, stand, (u, v), .42*step, 6, kind.marks, pick)  # below the back, or on the neck
 
-# %% ../nbs/00_scenes.ipynb #9ee5976c
+# %% ../nbs/00_scenes.ipynb #712fba8c
 BLACK, WHITE, SOOT, BROWN = (28, 26, 30), (246, 243, 236), (72, 68, 74), (136, 74, 36)
 
 @dataclass(frozen=True)
@@ -374,7 +374,7 @@ KINDS = dict(
                  texture=mosaic, marks=(160, 92, 40), hoof=(92, 66, 48), mane=(BROWN,), lock=.07, tail=.09,
                  horn=(.03, -.25), knob=.085, horns=((200, 150, 80), (84, 50, 34))))
 
-# %% ../nbs/00_scenes.ipynb #51c80459
+# %% ../nbs/00_scenes.ipynb #a2bb9e07
 def body_plan(kind: Kind, swing: list[float]) -> dict[str, Limb]:
     "The limbs on the near side, from the torso outwards. `swing` moves the feet forward or back."
     torso, neck = Limb((-.58, -.02), .5, (.56, 0), .49), Limb((.66, -.14), .37, kind.poll, .25)
@@ -402,7 +402,7 @@ def draw_far_legs(cv: Canvas, stand: Stand, kind: Kind, swing: list[float]):
         draw_sock(cv, stand, kind, far['far shin'], -.38)
         draw_hoof(cv, stand, kind, far['far shin'], -.25)
 
-# %% ../nbs/00_scenes.ipynb #7ae8adae
+# %% ../nbs/00_scenes.ipynb #dea29099
 def paint_coat(coat: Canvas, stand: Stand, kind: Kind, body: dict[str, Limb], tint: tuple, pick: random.Random):
     "The coat as a sheet, larger than the body: its colour, socks, markings, and shading from the back to the belly."
     coat.rect(0, 0, 1, 1, tint)
@@ -424,7 +424,7 @@ def draw_body(cv: Canvas, stand: Stand, kind: Kind, body: dict[str, Limb], pick:
     cv.image.paste(coat.image, mask=silhouette)
     for name in ('hind shin', 'fore shin'): draw_hoof(cv, stand, kind, body[name])
 
-# %% ../nbs/00_scenes.ipynb #c252024b
+# %% ../nbs/00_scenes.ipynb #6c7000a8
 def draw_tail(cv: Canvas, stand: Stand, kind: Kind):
     "A tail that hangs behind the rump and ends in a tuft."
     stand.line(cv, [(-.95, -.25), (-1.16, -.1), (-1.2, .3)], .12, shade(kind.coat, -.25))
@@ -456,7 +456,7 @@ def draw_face(cv: Canvas, stand: Stand, kind: Kind, head: Limb):
     stand.ellipse(cv, head.point(.25, -.2), .085, .095, (250, 250, 246))
     stand.ellipse(cv, head.point(.3, -.18), .062, .075, (20, 14, 18))
 
-# %% ../nbs/00_scenes.ipynb #8ff11329
+# %% ../nbs/00_scenes.ipynb #8070ee32
 def draw_animal(cv: Canvas, stand: Stand, kind: Kind, swing: list[float], pick: random.Random):
     "The whole animal, from the far side to the near one."
     body = body_plan(kind, swing)
@@ -469,7 +469,7 @@ def draw_animal(cv: Canvas, stand: Stand, kind: Kind, swing: list[float], pick: 
     draw_ear(cv, stand, kind)
     draw_face(cv, stand, kind, body['head'])
 
-# %% ../nbs/00_scenes.ipynb #27802742
+# %% ../nbs/00_scenes.ipynb #80614b95
 def draw_sky(cv: Canvas, sky: str, horizon: float, pick: random.Random):
     "A gradient, with the sun or the moon in one third and a cloud in each of the others."
     top, low, cloud, sun = SKIES[sky]
@@ -481,7 +481,7 @@ def draw_sky(cv: Canvas, sky: str, horizon: float, pick: random.Random):
         x, y, r = (third + pick.uniform(.2, .8))/3, pick.uniform(.08, .34), pick.uniform(.035, .05)
         for dx, k in ((-1.4, .7), (0, 1), (1.4, .75)): cv.ellipse(x + dx*r, y - .4*r*k, 1.5*r*k, r*k, cloud)
 
-# %% ../nbs/00_scenes.ipynb #c699f933
+# %% ../nbs/00_scenes.ipynb #83a7e29a
 def draw_fence(cv: Canvas, y: float, pick: random.Random):
     "Two rails and a post every so often."
     wood, gap = (122, 82, 54), .2
@@ -505,7 +505,7 @@ def draw_hills(cv: Canvas, y: float, pick: random.Random):
 
 BACKDROPS = dict(fence=draw_fence, trees=draw_trees, hills=draw_hills, nothing=lambda cv, y, pick: None)
 
-# %% ../nbs/00_scenes.ipynb #64c4371d
+# %% ../nbs/00_scenes.ipynb #3296f022
 def draw_field(cv: Canvas, field: str, horizon: float, pick: random.Random):
     "The ground with tufts (blossoms in the flowery field), which grow larger towards us."
     far, near, tufts = FIELDS[field]
@@ -516,7 +516,7 @@ def draw_field(cv: Canvas, field: str, horizon: float, pick: random.Random):
         if len(tufts) > 1: cv.ellipse(x, y, 1.4*r, 1.2*r, tufts[i % len(tufts)])
         else: cv.polygon([(x - 1.3*r, y), (x - r, y - 1.8*r), (x, y - .8*r), (x + r, y - 1.8*r), (x + 1.3*r, y)], tufts[0])
 
-# %% ../nbs/00_scenes.ipynb #94425d6b
+# %% ../nbs/00_scenes.ipynb #79106c2e
 @dataclass(frozen=True)
 class Animal(Scene):
     "An animal in a field under a sky."
@@ -543,7 +543,7 @@ class Animal(Scene):
         said = [it, f'{it} in a field', f'a picture of {it}', f'{it} {field}', f'{it} {sky}', f'{it} {back}', f'{it} {field} {sky}', f'{it} {field} {back} {sky}']
         return list(dict.fromkeys(' '.join(s.split()) for s in said))
 
-# %% ../nbs/00_scenes.ipynb #37c3a45d
+# %% ../nbs/00_scenes.ipynb #9196bf06
 CAPS = dict(red=(222, 34, 40), green=(36, 156, 62), yellow=(252, 218, 34), purple=(146, 62, 190))
 MOUSTACHES = dict(black=(30, 26, 30), brown=(136, 74, 28), white=(250, 248, 242), no=None)
 OVERALLS = dict(blue=(44, 92, 206), brown=(124, 78, 44), orange=(246, 128, 20), white=(238, 238, 234))
@@ -558,7 +558,7 @@ CHEER = ((.325, -.50),  (.355, -.74), ())
 ARMS = dict(waving=(HIP, WAVE), pointing=(HIP, POINT), standing=(HIP, HIP), cheering=(CHEER, CHEER)) # the left arm, the right arm
 HAIR, SHOE, BRASS, STEEL = (84, 54, 36), (104, 58, 32), (255, 222, 84), (150, 162, 176)
 
-# %% ../nbs/00_scenes.ipynb #62f99569
+# %% ../nbs/00_scenes.ipynb #4222ee90
 @dataclass(frozen=True)
 class Pen:
     "Draws in the figure's own coordinates: (0, 0) lies between the feet, (0, -1) is the top of the cap."
@@ -584,7 +584,7 @@ class Pen:
         self.stroke(points, width, shade(color, -.32))
         self.stroke([(x + dx, y + dy) for x, y in points], .66*width, color)
 
-# %% ../nbs/00_scenes.ipynb #220522c9
+# %% ../nbs/00_scenes.ipynb #68320572
 def draw_cloud(cv: Canvas, x: float, y: float, r: float):
     for dx, dy, k in ((-1.1, .15, .7), (1.1, .2, .65), (0, 0, 1), (.1, .4, .9)):
         cv.ellipse(x + dx*r, y + dy*r, 1.1*k*r, .75*k*r, (252, 253, 255))
@@ -603,7 +603,7 @@ def draw_star(cv: Canvas, x: float, y: float, r: float):
     turns = [(math.pi*(i/5 - .5), r*(.45 if i%2 else 1)) for i in range(10)]
     cv.polygon([(x + k*math.cos(a), y + k*math.sin(a)) for a, k in turns], (255, 244, 176))
 
-# %% ../nbs/00_scenes.ipynb #813ff2ac
+# %% ../nbs/00_scenes.ipynb #d81f1c16
 def draw_stage(cv: Canvas, backdrop: str, horizon: float, warm: float, pick: random.Random):
     "Sky or wall, ground, and what hangs there; `warm` is a small change of brightness."
     side, u, v = pick.choice((-1, 1)), pick.random(), pick.random()
@@ -618,7 +618,7 @@ def draw_stage(cv: Canvas, backdrop: str, horizon: float, warm: float, pick: ran
         for dx, dy, r in ((0, 0, .06), (.09*side, .27, .045), (-.66*side, .02, .045), (-.7*side, .3, .05)): draw_star(cv, x + dx, y + dy, r)
     cv.gradient(horizon, 1, shade(ground, -.14), shade(ground, .08))
 
-# %% ../nbs/00_scenes.ipynb #553cd40b
+# %% ../nbs/00_scenes.ipynb #946dcd39
 def draw_shadow(pen: Pen):
     "A soft shadow on the ground, falling away from the light."
     for k in range(3): pen.spot(-.1*pen.light[0], .015, .36 - .06*k, .075 - .016*k, (20, 16, 30, 46))
@@ -651,7 +651,7 @@ def draw_arm(pen: Pen, side: int, arm: tuple, sleeve: tuple, skin: tuple):
         pen.limb([(hx*side, hy), (tip[0]*side, tip[1])], .055, skin)
     pen.ball(hx*side, hy, .075, .075, skin)
 
-# %% ../nbs/00_scenes.ipynb #5b36b442
+# %% ../nbs/00_scenes.ipynb #b1a13af2
 def draw_head(pen: Pen, skin: tuple, wide: float):
     "The head without nose and cap; `wide` is how far each eye stands from the middle."
     for side in (-1, 1):
@@ -677,7 +677,7 @@ def draw_cap(pen: Pen, color: tuple):
     pen.spot(0, -.825, .2, .055, shade(color, -.4))
     pen.spot(0, -.81, .205, .042, shade(color, .06))
 
-# %% ../nbs/00_scenes.ipynb #3400689e
+# %% ../nbs/00_scenes.ipynb #cbf313e2
 @dataclass(frozen=True)
 class Plumber(Scene):
     "A cartoon plumber before a backdrop."
@@ -713,7 +713,7 @@ class Plumber(Scene):
                 f'a plumber {where}', f'a plumber {cap} {overalls}', f'a {self.gesture} plumber {cap} {where}',
                 f'a {self.gesture} plumber {cap} and {moustache} {overalls} {where}']
 
-# %% ../nbs/00_scenes.ipynb #44f58051
+# %% ../nbs/00_scenes.ipynb #cc831270
 FAMILIES = {f.family: f for f in (Bowl, Animal, Plumber)}
 
 def random_scene(
@@ -726,7 +726,7 @@ def random_scene(
     kind = FAMILIES[family]
     return kind(seed, **{slot: stream(seed, f'slot {slot}').choice(values) for slot, values in kind.slots.items()})
 
-# %% ../nbs/00_scenes.ipynb #4ba349d2
+# %% ../nbs/00_scenes.ipynb #91809f83
 def sheet(pictures: list, columns: int = 8) -> Image.Image:
     "Pictures of one size side by side in rows, two pixels apart."
     w, h = pictures[0].size

@@ -5,20 +5,20 @@
 # %% auto #0
 __all__ = ['Level', 'add_noise', 'Schedule', 'predict_x0', 'ddim_step', 'to_noise']
 
-# %% ../nbs/02_schedule.ipynb #a6acbedc
+# %% ../nbs/02_schedule.ipynb #9b15faf6
 from dataclasses import dataclass
 import torch
 from torch import Tensor
 from .latents import InputError
 
-# %% ../nbs/02_schedule.ipynb #3275faa4
+# %% ../nbs/02_schedule.ipynb #caca9e69
 @dataclass(frozen=True)
 class Level:
     "One noise level."
     t: int       # the time step that the network is told, 0 to 999
     abar: float  # cumulative alpha: the share of the picture's variance that is left, in (0, 1]
 
-# %% ../nbs/02_schedule.ipynb #e9c02a39
+# %% ../nbs/02_schedule.ipynb #0b760d6d
 def add_noise(
     latents: Tensor,  # clean latents, (B, C, h, w)
     level: Level,     # how noisy they shall be
@@ -27,7 +27,7 @@ def add_noise(
     "Move clean latents to a noise level (Ho et al. 2020, eq. 4)."
     return level.abar**.5*latents + (1 - level.abar)**.5*noise
 
-# %% ../nbs/02_schedule.ipynb #1bf623c0
+# %% ../nbs/02_schedule.ipynb #33f818e4
 class Schedule:
     "The noise levels of one model, from its own scheduler's settings (a `DDIMScheduler` of diffusers)."
     def __init__(self, scheduler):
@@ -50,7 +50,7 @@ class Schedule:
         self.scheduler.set_timesteps(steps)
         return [Level(0, float(self.scheduler.final_alpha_cumprod))] + [self.at(t) for t in reversed(self.scheduler.timesteps.tolist())]
 
-# %% ../nbs/02_schedule.ipynb #9f5af985
+# %% ../nbs/02_schedule.ipynb #747a12fb
 def predict_x0(
     x: Tensor,      # noised latents, (B, C, h, w)
     noise: Tensor,  # the noise predicted in them
@@ -59,7 +59,7 @@ def predict_x0(
     "The clean latents that a noise prediction implies (Song et al. 2021, eq. 9)."
     return (x - (1 - level.abar)**.5*noise)/level.abar**.5
 
-# %% ../nbs/02_schedule.ipynb #9f606b10
+# %% ../nbs/02_schedule.ipynb #34221ca2
 def ddim_step(
     x: Tensor,                    # latents at level `a`, (B, C, h, w)
     noise: Tensor,                # the noise predicted in them
@@ -73,7 +73,7 @@ def ddim_step(
     x = b.abar**.5*predict_x0(x, noise, a) + (1 - b.abar - sigma2)**.5*noise
     return x + sigma2**.5*fresh if eta else x
 
-# %% ../nbs/02_schedule.ipynb #16570d3a
+# %% ../nbs/02_schedule.ipynb #1ca3bce9
 def to_noise(
     output: Tensor,   # what the network returned, (B, C, h, w)
     x: Tensor,        # the noised latents it saw

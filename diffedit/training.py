@@ -7,7 +7,7 @@ __all__ = ['PLANS', 'Plan', 'learning_rate', 'draw_scenes', 'fit', 'new_vae', 'v
            'all_words', 'new_tokenizer', 'new_unet', 'new_scheduler', 'unet_loss', 'export', 'train_vae', 'train_unet',
            'main']
 
-# %% ../nbs/81_training.ipynb #9189c569
+# %% ../nbs/81_training.ipynb #f1f98950
 import json, math, os, shutil
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 from .scenes import captions, random_scene, render
 
-# %% ../nbs/81_training.ipynb #aefbe472
+# %% ../nbs/81_training.ipynb #6ab12393
 @dataclass(frozen=True)
 class Plan:
     "How long, how fast and on what one part is trained."
@@ -31,18 +31,18 @@ class Plan:
     ema: float = .999  # decay of the running mean of the weights, which is what ships
     seed: int = 0      # decides initial weights and every batch
 
-PLANS = dict(vae=Plan(4600, 8, 1.5e-3, 24_000), unet=Plan(2500, 64, 1e-3, 16_000))  # the shipped weights'
+PLANS = dict(vae=Plan(4600, 8, 1.5e-3, 24_000), unet=Plan(2200, 64, 1e-3, 16_000))  # the shipped weights'
 
-# %% ../nbs/81_training.ipynb #297c2ae4
+# %% ../nbs/81_training.ipynb #25595ae2
 def learning_rate(step: int, plan: Plan, warmup: int = 100) -> float:
     "A linear rise, then a cosine to a hundredth."
     if step < warmup: return plan.lr*(step + 1)/warmup
     return plan.lr*(.01 + .99*.5*(1 + math.cos(math.pi*(step - warmup)/max(1, plan.steps - warmup))))
 
-# %% ../nbs/81_training.ipynb #2c89f1bd
+# %% ../nbs/81_training.ipynb #2e0f7b56
 def _draw(seed: int) -> np.ndarray: return np.asarray(render(random_scene(seed)))
 
-# %% ../nbs/81_training.ipynb #b18cc8e0
+# %% ../nbs/81_training.ipynb #85e6705f
 def draw_scenes(
     n: int,                    # scenes: seeds 0 to `n` - 1
     path: Path | None = None,  # where to keep them (.npy); what is there is not drawn again
@@ -53,7 +53,7 @@ def draw_scenes(
     if path: np.save(path, x)
     return x
 
-# %% ../nbs/81_training.ipynb #6bd08a2e
+# %% ../nbs/81_training.ipynb #a38af70a
 def _save(path: Path, step: int, params: dict, mean: dict, optimizer):
     "Write a checkpoint, whole or not at all."
     state = {f'weights.{k}': v for k, v in params.items()} | {f'mean.{k}': v for k, v in mean.items()}
@@ -70,11 +70,12 @@ def _resume(path: Path, params: dict, mean: dict, optimizer) -> int:
     for k, v in params.items():
         v.copy_(state[f'weights.{k}'])
         mean[k].copy_(state[f'mean.{k}'])
-    moments = {i: {k: state[f'adam.{i}.{k}'] for k in ('step', 'exp_avg', 'exp_avg_sq')} for i in range(len(params))} if step else {}
+    like = lambda p, v: v if v.shape != p.shape else torch.empty_like(p).copy_(v)   # in the weight's own memory layout
+    moments = {i: {k: like(p, state[f'adam.{i}.{k}']) for k in ('step', 'exp_avg', 'exp_avg_sq')} for i, p in enumerate(params.values())}
     optimizer.load_state_dict(optimizer.state_dict() | dict(state=moments))
     return step
 
-# %% ../nbs/81_training.ipynb #d80bc252
+# %% ../nbs/81_training.ipynb #09396a03
 def fit(
     name: str,          # of the part: names its checkpoint and its log
     model: nn.Module,   # trained in place
@@ -105,7 +106,7 @@ def fit(
         for k, v in params.items(): v.copy_(mean[k])
     return model.eval()
 
-# %% ../nbs/81_training.ipynb #286cd4b1
+# %% ../nbs/81_training.ipynb #29160ef8
 def new_vae() -> nn.Module:
     "The VAE before training (diffusers' `AutoencoderKL`; Rombach et al. 2022)."
     from diffusers import AutoencoderKL
@@ -132,7 +133,7 @@ def vae_loss(
         return d.abs().mean() + 4*mse + .5*edges + 6.4e-5*kl, dict(psnr=(10*torch.log10(4/mse)).item(), kl=kl.item())
     return loss
 
-# %% ../nbs/81_training.ipynb #c20d03ba
+# %% ../nbs/81_training.ipynb #a5988d23
 @torch.no_grad()
 def standardize(
     vae: nn.Module,         # changed in place
@@ -157,7 +158,7 @@ def encode_all(vae: nn.Module, pictures: np.ndarray, batch: int = 32) -> Tensor:
         out.append(vae.encode(x.contiguous(memory_format=torch.channels_last)).latent_dist.mean.cpu())
     return torch.cat(out).contiguous()
 
-# %% ../nbs/81_training.ipynb #ec72cdd1
+# %% ../nbs/81_training.ipynb #5239a32c
 def all_words() -> list[str]:
     "Every word that the captions of the training scenes use."
     return sorted({w for s in range(3000) for c in captions(random_scene(s)) for w in c.split()})
@@ -184,7 +185,7 @@ def new_tokenizer(
     _write_vocabulary(folder, {t: i for i, t in enumerate(dict.fromkeys(vocabulary))}, merges)
     return CLIPTokenizer(str(folder/'vocab.json'), str(folder/'merges.txt'), model_max_length=length)
 
-# %% ../nbs/81_training.ipynb #dde8a749
+# %% ../nbs/81_training.ipynb #12a1532e
 def new_unet(tokenizer) -> nn.ModuleDict:
     "UNet and text encoder before training (diffusers' `UNet2DConditionModel`, transformers' `CLIPTextModel`)."
     from diffusers import UNet2DConditionModel
@@ -227,10 +228,10 @@ def unet_loss(
         return each.mean(), dict(plain=(predicted - noise.to(device)).square().mean().item())
     return loss
 
-# %% ../nbs/81_training.ipynb #d0f5686b
-DEFAULTS = dict(steps=25, ratio=.8, guidance=5., draws=10, strength=.5, threshold=.5)
+# %% ../nbs/81_training.ipynb #bf303310
+DEFAULTS = dict(steps=25, ratio=.8, guidance=3., draws=10, strength=.6, threshold=.35)
 
-# %% ../nbs/81_training.ipynb #a92fffb1
+# %% ../nbs/81_training.ipynb #fb958e64
 def export(
     folder: Path,           # made anew
     vae: nn.Module,
@@ -252,7 +253,7 @@ def export(
     for f in folder.rglob('*.safetensors'): f.chmod(0o644)
     (folder/'diffedit.json').write_text(json.dumps(dict(name=name, defaults=defaults, words=all_words()), indent=1))
 
-# %% ../nbs/81_training.ipynb #f9f1b0fc
+# %% ../nbs/81_training.ipynb #7e50b390
 def train_vae(folder: Path, plan: Plan = PLANS['vae'], device: str = 'cpu') -> nn.Module:
     "The VAE, trained to its plan's end."
     torch.manual_seed(plan.seed)
@@ -272,7 +273,7 @@ def train_unet(folder: Path, plan: Plan = PLANS['unet'], device: str = 'cpu', va
     said = [captions(random_scene(s)) for s in range(plan.scenes)]
     return vae, fit('unet', model, unet_loss(model, load_file(kept)['latents'], said, tokenizer, plan), plan, folder), tokenizer
 
-# %% ../nbs/81_training.ipynb #c2037e6d
+# %% ../nbs/81_training.ipynb #8c763e1e
 def main(
     part: str,                # 'vae', 'unet' or 'export'
     folder: Path = Path('run'),      # where pictures, checkpoints and logs are kept
@@ -287,8 +288,8 @@ def main(
         trained = train_unet(folder, device=device)
         if part == 'export': export(to, *trained)
 
-# %% ../nbs/81_training.ipynb #01429c82
+# %% ../nbs/81_training.ipynb #7e89b84f
 #| eval: false
-if __name__ == '__main__':
+if __name__ == '__main__' and '__file__' in globals():
     import typer
     typer.run(main)
