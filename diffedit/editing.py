@@ -6,10 +6,10 @@
 __all__ = ['Settings', 'Edit', 'check_output', 'save_png', 'read_settings', 'edit']
 
 # %% ../nbs/07_editing.ipynb #2a1fb455
-import io, json, os
+import json, os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 import numpy as np, torch

@@ -6,7 +6,7 @@
 __all__ = ['Trajectory', 'entered', 'invert', 'reconstruct']
 
 # %% ../nbs/05_inversion.ipynb #5bc2dc2d
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from torch import Tensor
 from .latents import InputError

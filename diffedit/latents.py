@@ -6,7 +6,7 @@
 __all__ = ['InputError', 'load_picture', 'working_size', 'to_tensor', 'to_images', 'show_row', 'psnr']
 
 # %% ../nbs/01_latents.ipynb #29fb0f06
-import io, math, os, warnings
+import math, os, warnings
 from collections.abc import Sequence
 from pathlib import Path
 import numpy as np, torch

@@ -7,7 +7,7 @@ __all__ = ['Draws', 'draw_noise', 'predict_draws', 'draw', 'difference', 'heatma
 
 # %% ../nbs/04_mask.ipynb #81d8e06f
 from dataclasses import dataclass, replace
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import numpy as np, torch
 import torch.nn.functional as F
 from PIL import Image

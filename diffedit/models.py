@@ -6,7 +6,7 @@
 __all__ = ['LITERATURE', 'StableDiffusion', 'load_model']
 
 # %% ../nbs/80_models.ipynb #87abe8bf
-import json, logging, os, re, warnings
+import json, os, re, warnings
 from pathlib import Path
 import torch
 from torch import Tensor
@@ -14,8 +14,8 @@ from .latents import InputError
 from .noise import Conditioning, Model
 from .schedule import Level, Schedule, to_noise
 
-# %% ../nbs/80_models.ipynb #edf20631
-LITERATURE = dict(steps=50, ratio=.8, guidance=7.5, draws=10, strength=.5, threshold=.5)  # Couairon et al. 2022, section 4 and appendix
+# %% ../nbs/80_models.ipynb #0c12fa93
+LITERATURE = dict(steps=50, ratio=.8, guidance=7.5, draws=10, strength=.5, threshold=.5)  # the paper's, with Stable Diffusion; it gives no single ratio
 
 # %% ../nbs/80_models.ipynb #f6a82b2f
 class StableDiffusion(Model):
