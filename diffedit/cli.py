@@ -77,13 +77,13 @@ def save_all(
     "Write several PNGs, all of them or none. `InputError` for what can't be written."
     from diffedit.editing import check_output, save_png
     from diffedit.latents import InputError
-    beside = {path: path.with_name(f'.{path.stem}.{os.getpid()}.png') for path in images}
+    beside = {path: path.with_name(f'.{path.name}.{os.getpid()}.png') for path in images}
     try:
         for path, image in images.items():
             image, settings = image if isinstance(image, tuple) else (image, None)
             save_png(image, beside[path], settings, overwrite=True)
         for path in images: check_output(path, overwrite)
-        for path in images: os.replace(beside[path], path)
+        for path in images: os.replace(beside[path], path.resolve())
     except OSError as e: raise InputError(f'output: {str(path)!r} could not be written ({e.strerror or e})') from e
     finally:
         for b in beside.values(): b.unlink(missing_ok=True)
@@ -105,7 +105,7 @@ def demo_scenes(seed: int | None = None) -> tuple['Scene', 'Scene', 'Scene']:
     "A scene, the same with what it shows replaced, and with it replaced by something else again."
     from diffedit.scenes import Bowl, change, random_scene
     slot = ('fruit', 'animal')[seed % 2] if seed else 'fruit'
-    before = Bowl(seed=9, fruit='strawberries', bowl='white', table='wooden table', wall='blue') if seed is None else random_scene(seed, dict(fruit='bowl', animal='animal')[slot])
+    before = Bowl(seed=1_000_010, fruit='strawberries', bowl='white', table='wooden table', wall='blue') if seed is None else random_scene(1_000_000 + seed, dict(fruit='bowl', animal='animal')[slot])
     if getattr(before, slot) == 'nothing': before = change(before, fruit='strawberries')
     others = [value for value in before.slots[slot] if value not in (getattr(before, slot), 'nothing')]
     first = 0 if seed is None else seed//2
@@ -130,18 +130,13 @@ def edit_and_measure(before: 'Scene', after: 'Scene', seed: int, start: float) -
     touched = (np.asarray(e.image) != np.asarray(picture)).any(-1) & away
     heat, mask = (Image.fromarray(np.uint8(a*255)) for a in (e.mask.heatmap, e.mask.binary))
     strip = labelled([picture, heat, mask, e.image, wanted], ['picture', 'heatmap', 'mask', 'result', 'the truth'], 256)
-    images = dict(source=picture, heatmap=heat, mask=mask, result=(e.image, settings_of(e, 'still-life')), strip=strip)
+    images = dict(source=picture, heatmap=heat, mask=mask, result=(e.image, e.carries()), strip=strip)
     return images, [
         f'{source} -> {target}', '',
         f'  mask        {iou(e.mask.binary, truth):.2f} of 1: its overlap with the true mask (IoU)',
         f'  inside it   {psnr(e.image, wanted, truth):.1f} dB to the true edited picture; {psnr(picture, wanted, truth):.1f} dB before the edit',
         f'  outside it  {touched.sum()} of {away.sum()} pixels beyond its soft edge differ from the picture',
         f'  work        {sum(asked)} evaluations of the network, {done - begun:.1f} s; {done - start:.1f} s with loading']
-
-def settings_of(e, model: str, mask: Path | None = None) -> dict:
-    "What travels in the file: all that is needed to repeat the edit of the same picture."
-    from dataclasses import asdict
-    return asdict(e.settings) | dict(model=model) | (dict(mask=mask.name) if mask else {})
 
 # %% ../nbs/20_cli.ipynb #9235f474
 @command('demo')
@@ -222,18 +217,19 @@ def run_edit(
     with clean_end():
         from diffedit.editing import Settings, edit
         from diffedit.latents import InputError, load_picture
+        from diffedit.masks import read_mask
         from diffedit.models import LITERATURE, load_model
         outputs = dict(image=output, mask=mask_out, heatmap=heatmap_out)
         outputs = {kind: path for kind, path in outputs.items() if path}
         check_outputs(list(outputs.values()), overwrite)
-        image, where = load_picture(picture), load_picture(mask) if mask else None
+        image, where = load_picture(picture), read_mask(mask) if mask else None
         old = carried(settings) if settings else {}
         if (was := old.pop('mask', None)) and not mask: raise InputError(f'mask: {str(settings)!r} was made with a mask of its own, {was!r}; give it with --mask')
         if (was := old.pop('model', 'still-life')) != 'still-life' and not model: raise InputError(f'model: {str(settings)!r} was made with {was!r}; name it with --model')
         chosen = dict(source='', target='') | old | given
         Settings(**dict(negative='', seed=0, eta=0., feather=0) | LITERATURE | chosen)   # refuses what no model takes, before one is loaded
         e = edit(load_model(model or 'still-life', device), image, **chosen, mask=where, progress=bar)
-        files = dict(image=(e.image, settings_of(e, model or 'still-life', mask)), mask=e.mask.binary, heatmap=e.mask.heatmap)
+        files = dict(image=(e.image, e.carries(model, mask and mask.name)), mask=e.mask.binary, heatmap=e.mask.heatmap)
         save_all({path: files[kind] if kind == 'image' else at_size(files[kind], image.size) for kind, path in outputs.items()}, overwrite)
         share, names = e.mask.binary.mean(), ', '.join(map(str, outputs.values()))
         if share: print(f'{names}: {share:.0%} of the picture edited in {time.perf_counter() - start:.1f} s')

@@ -9,8 +9,9 @@ __all__ = ['Settings', 'Edit', 'check_output', 'save_png', 'read_settings', 'edi
 import json, os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
+from numbers import Integral, Real
 from pathlib import Path
 import numpy as np, torch
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
@@ -18,7 +19,7 @@ from torch import Tensor
 from .latents import InputError, load_picture, open_image, to_images, to_tensor, working_size
 from .inpainting import composite, feather, inpaint
 from .inversion import Trajectory, entered, invert
-from .masks import Draws, Mask, draw, find_mask
+from .masks import Draws, Mask, draw, find_mask, read_mask
 from .noise import Model
 
 # %% ../nbs/07_editing.ipynb #ea2d89e6
@@ -40,13 +41,17 @@ class Settings:
 
     def __post_init__(self):
         "Refuse, before any evaluation, what no step could use. How many steps a model has, its schedule says."
+        for f in fields(self):   # numpy's numbers too, as Python's own, which JSON can write
+            value, (kind, wanted) = getattr(self, f.name), {str: (str, 'a text'), int: (Integral, 'a whole number'), float: (Real, 'a number')}[f.type]
+            if not isinstance(value, kind) or isinstance(value, bool): raise InputError(f'{f.name}: {value!r}; wanted {wanted}')
+            object.__setattr__(self, f.name, f.type(value))
         if not self.target.strip(): raise InputError('target: an empty caption; say what the picture should show')
-        whole = lambda x, low: isinstance(x, int) and low <= x < 2**63
+        whole = lambda x, low, high=2**63: low <= x < high
         for name, ok, wanted in (('seed', whole(self.seed, 0), 'a whole number, 0 or more'), ('steps', whole(self.steps, 1), 'a whole number, 1 or more'),
                                  ('ratio', 0 < self.ratio <= 1, 'more than 0 and at most 1'), ('guidance', 1 <= self.guidance < float('inf'), '1 or more'),
                                  ('draws', whole(self.draws, 1), 'a whole number, 1 or more'), ('strength', 0 < self.strength < 1, 'more than 0 and less than 1'),
                                  ('threshold', 0 <= self.threshold < 1, '0 or more and less than 1'), ('eta', 0 <= self.eta <= 1, '0 to 1'),
-                                 ('feather', whole(self.feather, 0), 'a whole number, 0 or more')):
+                                 ('feather', whole(self.feather, 0, 101), 'a whole number from 0 to 100')):
             if not ok: raise InputError(f'{name}: {getattr(self, name)}; wanted {wanted}')
 
 # %% ../nbs/07_editing.ipynb #dc77170b
@@ -74,7 +79,7 @@ class Edit:
     @cached_property
     def image(self) -> Image.Image:
         "The result: the edit laid into the original, at the original's resolution."
-        return composite(self.picture, self.decoded, self.soft) if self.mask.binary.any() else self.picture.copy()
+        return composite(self.picture, self.decoded, self.soft) if self.mask.latent.any() else self.picture.copy()
 
     def with_threshold(self, threshold: float) -> 'Edit':
         "The edit with another threshold on the same heatmap."
@@ -94,9 +99,13 @@ class Edit:
     def _repr_png_(self): return self.strip()._repr_png_()
     def __repr__(self): return f'Edit({self.settings.source!r} -> {self.settings.target!r}, {self.mask.binary.mean():.0%} of the picture)'
 
+    def carries(self, model: str | None = None, mask: str | None = None) -> dict:
+        "What travels in a saved result: the settings, and the names that repeat it (of the model; of a mask of one's own)."
+        return asdict(self.settings) | dict(model=model or self.model.name) | ({} if self.draws else dict(mask=mask or 'given'))
+
     def save(self, path: str | os.PathLike, overwrite: bool = False):
         "Write the result with its settings inside (PNG), whole or not at all. `InputError` for a missing folder, another suffix, or a file that exists."
-        save_png(self.image, path, asdict(self.settings) | dict(model=self.model.name) | ({} if self.draws else dict(mask='given')), overwrite)
+        save_png(self.image, path, self.carries(), overwrite)
 
 # %% ../nbs/07_editing.ipynb #77935ed6
 def labelled(images: Sequence[Image.Image], labels: Sequence[str], height: int) -> Image.Image:
@@ -121,7 +130,7 @@ def check_output(
     if path.suffix.lower() != '.png': raise InputError(f'output: {str(path)!r} ends in {path.suffix or "no suffix"!r}; wanted .png')
     if not path.parent.is_dir(): raise InputError(f'output: no folder {str(path.parent)!r}')
     if path.is_dir(): raise InputError(f'output: {str(path)!r} is a folder')
-    if path.exists() and not overwrite: raise InputError(f'output: {str(path)!r} exists; choose another name, or allow to overwrite it (overwrite=True, --overwrite)')
+    if os.path.lexists(path) and not overwrite: raise InputError(f'output: {str(path)!r} exists; choose another name, or allow to overwrite it (overwrite=True, --overwrite)')
     if not os.access(path.parent, os.W_OK): raise InputError(f'output: no permission to write in {str(path.parent)!r}')
     return path
 
@@ -134,6 +143,7 @@ def save_png(
     "Write a PNG whole or not at all; errors as `check_output`."
     path, info = check_output(path, overwrite), PngImagePlugin.PngInfo()
     if settings: info.add_itxt('diffedit', json.dumps(settings, ensure_ascii=False))
+    path = path.resolve()   # a link stays, and what it points to is written
     beside = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
         image.save(beside, 'PNG', pnginfo=info)
@@ -168,9 +178,9 @@ def _edit_batch(model: Model, pictures: list[Image.Image], size: tuple[int, int]
     small = [p if p.size == size else p.convert('RGB').resize(size, Image.Resampling.LANCZOS) for p in pictures]
     z = model.encode(to_tensor(small))
     cells, empty = tuple(z.shape[-2:]), model.embed(['']*n)
+    draws, masks = [None]*n, None if mask is None else [Mask.given(mask, shape, cells)]*n
     way = invert(model, z, empty, entered(model.schedule.levels(s.steps), s.ratio), progress)
-    if mask is not None: draws, masks = [None]*n, [Mask.given(mask, shape, cells)]*n
-    else:
+    if masks is None:
         drawn = draw(model, z, model.embed([s.source]*n), [torch.Generator().manual_seed(s.seed) for _ in pictures], s.draws, s.strength)
         draws = [Draws(drawn.level, a, b) for a, b in zip(drawn.noised.split(1), drawn.source.split(1))]
         masks = find_mask(model, drawn, model.embed([s.target]*n), shape, s.threshold)
@@ -192,7 +202,7 @@ def edit(
     draws: int | None = None,         # noises that the mask is averaged over
     strength: float | None = None,    # how far into the noise the mask is looked for, in (0, 1)
     threshold: float | None = None,   # heat above which a pixel is edited, in [0, 1)
-    eta: float = 0.,                  # share of fresh noise, 0 to 1: above 0, each seed paints another inside
+    eta: float = 0.,                  # share of fresh noise, 0 to 1: above 0, each seed gives another result inside
     feather: int = 3,                 # soft edge of the composite, in working pixels
     mask=None,                        # a mask of one's own (image, path or array, white where to edit), in place of the derived one
     progress: Callable = lambda steps, **_: steps,  # wraps the steps, as `tqdm` does
@@ -203,7 +213,7 @@ def edit(
     model.schedule.levels(settings.steps)
     many = isinstance(picture, (list, tuple))
     pictures = [load_picture(p) for p in (picture if many else [picture])]
-    if isinstance(mask, (str, os.PathLike)): mask = load_picture(mask)
+    if mask is not None: mask = read_mask(mask)
     groups = defaultdict(list)
     for i, p in enumerate(pictures): groups[working_size(p.size, model.native_size, model.size_multiple)].append(i)
     edits = {}

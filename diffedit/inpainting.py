@@ -43,7 +43,7 @@ def inpaint(
 def feather(
     mask: Mask,
     size: tuple[int, int],  # width and height of the original picture
-    radius: int = 3,        # how far the edge reaches out and falls off, in working pixels
+    radius: int = 3,        # growth and blur of the edge, in working pixels: it reaches twice as far out
 ) -> Image.Image:           # a grey image of `size`: 255 takes the edit, 0 keeps the original
     "The binary mask with a soft edge, at the original's resolution; an empty mask stays empty."
     grey = Image.fromarray(mask.binary.astype(np.uint8)*255)

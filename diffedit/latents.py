@@ -7,7 +7,8 @@ __all__ = ['InputError', 'load_picture', 'working_size', 'to_tensor', 'to_images
 
 # %% ../nbs/01_latents.ipynb #29fb0f06
 import math, os, warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, torch
 from PIL import Image, ImageOps
@@ -20,46 +21,74 @@ class InputError(ValueError):
 # %% ../nbs/01_latents.ipynb #a37e4d17
 MIN_SIDE, MAX_ASPECT = 16, 4
 
-def open_image(path: str | os.PathLike) -> Image.Image:
-    "Read a whole picture file, with every complaint of the reader's as an `InputError`."
-    path = Path(path)
-    if not path.is_file(): raise InputError(f'picture: no file {str(path)!r}')
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    "Every complaint of a picture's reader as an `InputError`."
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('error', Image.DecompressionBombWarning)
-            image = Image.open(path)
-            image.load()
+            yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
-        raise InputError(f'picture: {str(path)!r} is larger than the {Image.MAX_IMAGE_PIXELS/1e6:.0f} megapixels that are safe to open') from e
-    except Image.UnidentifiedImageError as e: raise InputError(f'picture: {str(path)!r} is not a picture that Pillow can read') from e
-    except (OSError, SyntaxError, ValueError, EOFError) as e: raise InputError(f'picture: {str(path)!r} is damaged or cut short ({e})') from e
+        raise InputError(f'{what} is larger than the {Image.MAX_IMAGE_PIXELS/1e6:.0f} megapixels that are safe to open') from e
+    except Image.UnidentifiedImageError as e: raise InputError(f'{what} is not a picture that Pillow can read') from e
+    except (OSError, SyntaxError, ValueError, EOFError) as e: raise e if isinstance(e, InputError) else InputError(f'{what} is damaged or cut short ({e})') from e
+
+def open_image(path: str | os.PathLike, name: str = 'picture') -> Image.Image:
+    "Read a whole picture file; errors speak of the argument `name`."
+    if not os.path.isfile(path): raise InputError(f'{name}: no file {os.fspath(path)!r}')
+    with _reading(f'{name}: {os.fspath(path)!r}'):
+        image = Image.open(path)
+        image.load()
     return image
 
-def _from_array(a: np.ndarray) -> Image.Image:
+def _from_array(a: np.ndarray, name: str) -> Image.Image:
     "An image of an array (height, width[, 1, 3 or 4]): uint8, or floats from 0 to 1."
     if a.ndim == 3 and a.shape[2] == 1: a = a[..., 0]
-    if a.ndim not in (2, 3) or a.ndim == 3 and a.shape[2] not in (3, 4):
-        raise InputError(f'picture: an array of shape {a.shape}; wanted (height, width) or (height, width, 1, 3 or 4)')
+    if a.ndim not in (2, 3) or 0 in a.shape or a.ndim == 3 and a.shape[2] not in (3, 4):
+        raise InputError(f'{name}: an array of shape {a.shape}; wanted (height, width) or (height, width, 1, 3 or 4)')
     if a.dtype == np.uint8: return Image.fromarray(a)
+    if not np.issubdtype(a.dtype, np.number): raise InputError(f'{name}: an array of {a.dtype}; wanted uint8, or floats from 0 to 1')
     if not np.issubdtype(a.dtype, np.floating) or not (np.isfinite(a).all() and 0 <= a.min() and a.max() <= 1):
-        raise InputError(f'picture: an array of {a.dtype} from {a.min()} to {a.max()}; wanted uint8, or floats from 0 to 1')
+        raise InputError(f'{name}: an array of {a.dtype} from {a.min()} to {a.max()}; wanted uint8, or floats from 0 to 1')
     return Image.fromarray((a*255).round().astype(np.uint8))
+
+def _upright(image: Image.Image) -> Image.Image:
+    "Turned as its EXIF data says, or left as it is where those can't be read."
+    try: return ImageOps.exif_transpose(image)
+    except Exception: return image
+
+def _eight_bits(image: Image.Image, name: str) -> Image.Image:
+    "Grey images of floats from 0 to 1, or of 16 bits, as 8 bits; others as they are."
+    if image.mode == 'F': return _from_array(np.asarray(image), name)
+    if not image.mode.startswith('I'): return image
+    a = np.asarray(image, dtype=float)
+    return Image.fromarray((a/(257 if image.mode != 'I' or a.max() > 255 else 1)).clip(0, 255).round().astype(np.uint8))
+
+def as_image(
+    picture: Image.Image | str | os.PathLike | np.ndarray,  # as for `load_picture`
+    name: str = 'picture',  # of the argument, for errors
+) -> Image.Image:           # upright, RGB or RGBA
+    "Whatever people call a picture as one kind of image, of any size. `InputError` for what is none."
+    if isinstance(picture, (str, os.PathLike)): image = open_image(picture, name)
+    elif isinstance(picture, np.ndarray): image = _from_array(picture, name)
+    elif isinstance(picture, Image.Image): image = picture
+    else: raise InputError(f'{name}: a {type(picture).__name__}; wanted a PIL image, a path or an array')
+    with _reading(f'{name}: the image'):
+        image = _eight_bits(_upright(image), name)
+        plain = image.convert('RGBA' if image.has_transparency_data else 'RGB')
+    if image.mode not in ('RGB', 'RGBA', 'P'): plain.info.pop('icc_profile', None)   # a profile of other colours than it has now
+    return plain
 
 # %% ../nbs/01_latents.ipynb #45e0fcea
 def load_picture(
     picture: Image.Image | str | os.PathLike | np.ndarray,  # an image, a path, or an array (height, width[, channels])
 ) -> Image.Image:  # upright, RGB or RGBA, at its own resolution
     "Any picture as an upright RGB or RGBA image. `InputError` for what is no picture, is under 16 pixels, or is more than four times as long as wide."
-    if isinstance(picture, (str, os.PathLike)): image = open_image(picture)
-    elif isinstance(picture, np.ndarray): image = _from_array(picture)
-    elif isinstance(picture, Image.Image): image = picture
-    else: raise InputError(f'picture: a {type(picture).__name__}; wanted a PIL image, a path or an array')
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith('I'): image = Image.fromarray((np.asarray(image, dtype=float)/257).clip(0, 255).round().astype(np.uint8))  # 16 bits
+    image = as_image(picture)
     w, h = image.size
     if min(w, h) < MIN_SIDE: raise InputError(f'picture: {w}x{h} pixels; each side must be at least {MIN_SIDE}')
     if max(w, h) > MAX_ASPECT*min(w, h): raise InputError(f'picture: {w}x{h} pixels; the longer side may be at most {MAX_ASPECT} times the shorter')
-    return image.convert('RGBA' if image.has_transparency_data else 'RGB')
+    return image
 
 # %% ../nbs/01_latents.ipynb #d033b906
 def working_size(
@@ -92,7 +121,7 @@ def to_images(
 def show_row(
     images: Sequence,                       # PIL images, arrays (H, W[, 3]) or tensors (H, W)
     titles: Sequence | None = None,         # one above each
-    side: float = 1.8,                      # width of each, in inches
+    side: float = 1.5,                      # width of each, in inches
     limits: tuple[float, float] | None = None,  # the values drawn darkest and brightest; each array's own by default
     cmap: str = 'viridis',                  # colours of arrays without channels
 ):

@@ -6,13 +6,14 @@
 __all__ = ['Draws', 'draw_noise', 'predict_draws', 'draw', 'difference', 'heatmap', 'enlarge', 'iou', 'Mask', 'find_mask']
 
 # %% ../nbs/04_mask.ipynb #81d8e06f
-from dataclasses import dataclass, replace
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 import numpy as np, torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from .latents import InputError
+from .latents import InputError, as_image
 from .noise import Conditioning, Model, repeat
 from .schedule import Level, add_noise
 
@@ -89,6 +90,16 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
     either = np.logical_or(a, b).sum()
     return float(np.logical_and(a, b).sum()/either) if either else 1.
 
+# %% ../nbs/04_mask.ipynb #54ba1622
+def read_mask(
+    mask: Image.Image | str | os.PathLike | np.ndarray,  # white where to edit; an array may hold booleans, 0 and 1, uint8, or floats from 0 to 1
+) -> np.ndarray:  # booleans (H, W)
+    "A mask of one's own, from an image, a path or an array. What is transparent is not edited. `InputError` for what is no picture."
+    if isinstance(mask, np.ndarray) and mask.ndim == 2 and mask.size and mask.dtype.kind in 'bui' and mask.max() <= 1 and mask.min() >= 0: return mask > 0
+    image = as_image(mask, 'mask')
+    grey = np.asarray(image.convert('L'), dtype=float)
+    return (grey*np.asarray(image.getchannel('A'))/255 if image.mode == 'RGBA' else grey) >= 128
+
 # %% ../nbs/04_mask.ipynb #fab70ac8
 @dataclass(frozen=True, eq=False)
 class Mask:
@@ -107,19 +118,18 @@ class Mask:
 
     @property
     def latent(self) -> Tensor:
-        "Booleans (h, w): the cells that may be repainted, each covered by a quarter or more."
-        return F.adaptive_avg_pool2d(torch.from_numpy(self.binary)[None].float(), self.cells)[0] >= .25
+        "Booleans (h, w): the cells that may be repainted: those covered by a quarter or more, or else the most covered."
+        share = F.adaptive_avg_pool2d(torch.from_numpy(self.binary)[None].float(), self.cells)[0]
+        return (share >= share.max().clamp(max=.25)) & (share > 0)
 
     def with_threshold(self, threshold: float) -> 'Mask':
         "The mask of the same heatmap at another threshold."
         return replace(self, threshold=threshold)
 
     @classmethod
-    def given(cls, mask: Image.Image | np.ndarray, size: tuple[int, int], cells: tuple[int, int]) -> 'Mask':
-        "A mask of one's own: a grey image, white where to edit, or an array (booleans, or grey from 0 to 255), fitted to `size` (height, width)."
-        a = np.asarray(mask.convert('L') if isinstance(mask, Image.Image) else mask)
-        if a.ndim != 2: raise InputError(f'mask: an array of shape {a.shape}; wanted (height, width)')
-        grey = Image.fromarray((a if a.dtype == bool else a >= 128).astype(np.uint8)*255)
+    def given(cls, mask, size: tuple[int, int], cells: tuple[int, int]) -> 'Mask':
+        "A mask of one's own, as `read_mask` takes it, fitted to `size` (height, width)."
+        grey = Image.fromarray(read_mask(mask).astype(np.uint8)*255)
         return cls(np.asarray(grey.resize(size[::-1], Image.Resampling.BOX), dtype=np.float32)/255, .5, cells)
 
     def _repr_png_(self): return Image.fromarray(np.uint8(self.heatmap*255))._repr_png_()

@@ -104,7 +104,16 @@ def _fetch(name: str, dtype: torch.dtype):
     except Exception as e:   # no network, no such repository, no permission: whatever it is, the model can't be had
         raise InputError(f'model: {name!r} is not on this machine and could not be fetched ({type(e).__name__}). With a network, fetch it once with: hf download {name}') from e
     hub.utils.enable_progress_bars()
-    return _open(name, dtype)
+    try: return _open(name, dtype)
+    except (OSError, ValueError, KeyError) as e: raise InputError(f'model: {name!r} was found and could not be opened: {e}') from e
+
+def _check(parts, name: str):
+    "`InputError` for a pipeline of another family than Stable Diffusion 1 and 2, or of theirs for another task."
+    wanted = 'wanted a text-to-image model of the Stable Diffusion 1 or 2 family'
+    if not {'vae', 'unet', 'text_encoder', 'tokenizer', 'scheduler'} <= parts.components.keys() or 'text_encoder_2' in parts.components:
+        raise InputError(f'model: {name!r} holds a {type(parts).__name__}; {wanted}')
+    takes, has = parts.unet.config.in_channels, parts.vae.config.latent_channels
+    if takes != has: raise InputError(f'model: the UNet of {name!r} takes {takes} channels, the latents have {has}; {wanted}')
 
 # %% ../nbs/80_models.ipynb #9cf3687e
 def load_model(
@@ -119,10 +128,12 @@ def load_model(
     folder = STILL_LIFE if name == 'still-life' else Path(name)
     if folder.is_dir():
         if not (folder/'model_index.json').is_file(): raise InputError(f'model: {name!r} is a folder without model_index.json, so no model in diffusers\' layout')
-        parts = _open(str(folder), dtype, local_files_only=True)
+        try: parts = _open(str(folder), dtype, local_files_only=True)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e: raise InputError(f'model: {name!r} could not be opened: {e}') from e
     elif re.fullmatch(r'[\w.-]+/[\w.-]+', name) and not name.startswith('.'): parts = _fetch(name, dtype)
     else: raise InputError(f"model: {name!r} is not 'still-life', not a folder, and not a hub repository 'owner/name'")
     extra = json.loads((folder/'diffedit.json').read_text()) if (folder/'diffedit.json').is_file() else {}
+    _check(parts, name)
     parts.to(device)
     return StableDiffusion(parts.vae, parts.unet, parts.text_encoder, parts.tokenizer, parts.scheduler, extra.get('name', name), extra.get('defaults'),
                            frozenset(extra['words']) if 'words' in extra else None)

@@ -47,7 +47,7 @@ def sample(
 ) -> Tensor:                    # latents of the pictures
     "Draw pictures from captions alone: DDIM from pure noise, with guidance."
     wanted, empty, levels = model.embed(prompts), model.embed(['']*len(prompts)), model.schedule.levels(steps)
-    x = noise
+    x = noise.to(model.device, model.dtype)
     for k in range(steps, 0, -1): x = ddim_step(x, guided_noise(model, x, levels[k], wanted, empty, guidance)[0], levels[k], levels[k - 1])
     return x
 

@@ -42,10 +42,10 @@ class Schedule:
     def level(self, strength: float) -> Level:
         "The level at a share of the time steps: 0.5 is half-way into the noise. `InputError` outside (0, 1)."
         if not 0 < strength < 1: raise InputError(f'strength: {strength}; wanted more than 0 and less than 1')
-        return self.at(round(strength*len(self.abars)))
+        return self.at(min(round(strength*len(self.abars)), len(self.abars) - 1))
 
     def levels(self, steps: int) -> list[Level]:
-        "`steps` + 1 levels, from the clean picture (0) to the noisiest. `InputError` for fewer than 1 step or more than the model has."
+        "`steps` + 1 levels, from the clean picture (0) to the noisiest. `InputError` for fewer than 1 step, or as many as the model has levels or more."
         if not isinstance(steps, int) or not 1 <= steps < len(self.abars): raise InputError(f'steps: {steps}; wanted a whole number from 1 to {len(self.abars) - 1}')
         self.scheduler.set_timesteps(steps)
         return [Level(0, float(self.scheduler.final_alpha_cumprod))] + [self.at(t) for t in reversed(self.scheduler.timesteps.tolist())]

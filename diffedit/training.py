@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PLANS', 'Plan', 'learning_rate', 'draw_scenes', 'fit', 'new_vae', 'vae_loss', 'standardize', 'encode_all',
-           'all_words', 'new_tokenizer', 'new_unet', 'new_scheduler', 'unet_loss', 'export', 'train_vae', 'train_unet',
-           'main']
+           'all_words', 'new_tokenizer', 'new_unet', 'new_scheduler', 'min_snr', 'even', 'unet_loss', 'export',
+           'train_vae', 'train_unet', 'main']
 
 # %% ../nbs/81_training.ipynb #f1f98950
 import json, math, os, shutil
@@ -17,7 +17,7 @@ import numpy as np, torch
 from torch import nn, Tensor
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from .scenes import captions, random_scene, render
 
 # %% ../nbs/81_training.ipynb #6ab12393
@@ -31,7 +31,8 @@ class Plan:
     ema: float = .999  # decay of the running mean of the weights, which is what ships
     seed: int = 0      # decides initial weights and every batch
 
-PLANS = dict(vae=Plan(4600, 8, 1.5e-3, 24_000), unet=Plan(2200, 64, 1e-3, 16_000))  # the shipped weights'
+PLANS = dict(vae=Plan(4600, 8, 1.5e-3, 24_000), unet=Plan(2200, 64, 1e-3, 16_000),   # the shipped weights'
+             refine=Plan(4500, 64, 8e-4, 24_000, seed=1))
 
 # %% ../nbs/81_training.ipynb #25595ae2
 def learning_rate(step: int, plan: Plan, warmup: int = 100) -> float:
@@ -48,9 +49,11 @@ def draw_scenes(
     path: Path | None = None,  # where to keep them (.npy); what is there is not drawn again
 ) -> np.ndarray:               # uint8 (n, 128, 128, 3)
     "The training pictures."
-    if path and path.exists(): return np.load(path, mmap_mode='r')
-    with ProcessPoolExecutor(os.cpu_count()) as pool: x = np.stack(list(tqdm(pool.map(_draw, range(n), chunksize=64), total=n, desc='scenes', mininterval=5)))
-    if path: np.save(path, x)
+    if path and path.exists() and len(kept := np.load(path, mmap_mode='r')) >= n: return kept[:n]
+    with ProcessPoolExecutor(os.cpu_count()) as pool: x = np.stack(list(tqdm(pool.map(_draw, range(n), chunksize=64), total=n, desc='scenes', disable=None)))
+    if path:
+        np.save(beside := path.with_name('part.npy'), x)
+        os.replace(beside, path)
     return x
 
 # %% ../nbs/81_training.ipynb #a38af70a
@@ -92,7 +95,7 @@ def fit(
     first = _resume(path, params, mean, optimizer) if path.exists() else 0
     model.train()
     with open(folder/f'{name}.jsonl', 'a') as log:
-        for step in tqdm(range(first, plan.steps), initial=first, total=plan.steps, desc=name, mininterval=10):
+        for step in tqdm(range(first, plan.steps), initial=first, total=plan.steps, desc=name, disable=None):
             for group in optimizer.param_groups: group['lr'] = learning_rate(step, plan)
             with torch.autocast(device.type, torch.bfloat16): l, figures = loss(torch.Generator().manual_seed(plan.seed*1_000_000 + step))
             optimizer.zero_grad()
@@ -141,8 +144,8 @@ def standardize(
 ):
     "Fold the latents' mean and spread into the VAE, so that each channel has mean 0 and deviation 1 and decodes as before."
     z = encode_all(vae, pictures)
-    mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3))
-    c, into, out = len(mean), vae.quant_conv, vae.post_quant_conv
+    c, into, out = z.shape[1], vae.quant_conv, vae.post_quant_conv
+    mean, std = z.mean((0, 2, 3)).to(out.weight.device), z.std((0, 2, 3)).to(out.weight.device)
     out.bias += (out.weight[..., 0, 0]*mean).sum(1)
     out.weight *= std[None, :, None, None]
     into.bias[:c] = (into.bias[:c] - mean)/std
@@ -153,7 +156,7 @@ def standardize(
 def encode_all(vae: nn.Module, pictures: np.ndarray, batch: int = 32) -> Tensor:
     "Latents (n, 4, h, w) of many pictures, float32."
     device, out = next(vae.parameters()).device, []
-    for k in tqdm(range(0, len(pictures), batch), desc='latents', mininterval=10, disable=len(pictures) < 1000):
+    for k in tqdm(range(0, len(pictures), batch), desc='latents', disable=True if len(pictures) < 1000 else None):
         x = torch.from_numpy(np.array(pictures[k:k + batch])).to(device).permute(0, 3, 1, 2).float().div(127.5).sub(1)
         out.append(vae.encode(x.contiguous(memory_format=torch.channels_last)).latent_dist.mean.cpu())
     return torch.cat(out).contiguous()
@@ -169,20 +172,27 @@ def _write_vocabulary(folder: Path, vocabulary: dict[str, int], merges: list):
     (folder/'vocab.json').write_text(json.dumps(vocabulary, ensure_ascii=False))
     (folder/'merges.txt').write_text('#version: 0.2\n' + '\n'.join(f'{a} {b}' for a, b in merges) + '\n')
 
+def _pieces(word: str, ranks: dict) -> list[str]:
+    "A word's pieces under some merges, as byte-pair encoding finds them: the earliest merge first (Sennrich et al. 2016)."
+    pieces = [*word[:-1], word[-1] + '</w>']
+    while pair := min((p for p in zip(pieces, pieces[1:]) if p in ranks), key=ranks.get, default=None):
+        k = next(i for i, p in enumerate(zip(pieces, pieces[1:])) if p == pair)
+        pieces[k:k + 2] = [''.join(pair)]
+    return pieces
+
 def new_tokenizer(
     folder: Path,   # where its files go
     length: int = 24,  # tokens in a caption, with the two that mark its ends
 ):
-    "A `CLIPTokenizer` in which each word of the captions is one token: byte-pair encoding learned by the `tokenizers` library."
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    "A `CLIPTokenizer` in which each word of the captions is one token, the same each time."
+    from tokenizers import pre_tokenizers
     from transformers import CLIPTokenizer
-    bpe = Tokenizer(models.BPE(end_of_word_suffix='</w>'))
-    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
-    bpe.train_from_iterator(all_words(), trainers.BpeTrainer(vocab_size=10_000, min_frequency=1, end_of_word_suffix='</w>', show_progress=False))
-    merges = [tuple(m) for m in json.loads(bpe.to_str())['model']['merges']]
+    ranks = {}
+    for word in all_words():
+        while len(pieces := _pieces(word, ranks)) > 1: ranks[tuple(pieces[:2])] = len(ranks)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = [*alphabet, *(a + '</w>' for a in alphabet), *(a + b for a, b in merges), '<|startoftext|>', '<|endoftext|>']
-    _write_vocabulary(folder, {t: i for i, t in enumerate(dict.fromkeys(vocabulary))}, merges)
+    vocabulary = [*alphabet, *(a + '</w>' for a in alphabet), *map(''.join, ranks), '<|startoftext|>', '<|endoftext|>']
+    _write_vocabulary(folder, {t: i for i, t in enumerate(dict.fromkeys(vocabulary))}, list(ranks))
     return CLIPTokenizer(str(folder/'vocab.json'), str(folder/'merges.txt'), model_max_length=length)
 
 # %% ../nbs/81_training.ipynb #12a1532e
@@ -203,45 +213,58 @@ def new_scheduler():
     from diffusers import DDIMScheduler
     return DDIMScheduler(beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear', clip_sample=False, set_alpha_to_one=False, steps_offset=1)
 
+def min_snr(snr: Tensor) -> Tensor:
+    "Weights of squared errors in the noise: 1 at noisy levels, 5/SNR at faint ones (Hang et al. 2023)."
+    return snr.clamp(max=5)/snr
+
+def even(snr: Tensor) -> Tensor:
+    "Weights of squared errors in the noise that count errors in the velocity alike (Salimans and Ho 2022), with `min_snr`'s bound, and 40 at most."
+    return ((1 + snr.clamp(max=5))/snr).clamp(max=40)
+
 def unet_loss(
     model: nn.ModuleDict,
     latents: Tensor,              # (n, 4, h, w)
-    phrasings: list[list[str]],   # each picture's captions
+    phrasings: list[list[str]],   # each picture's captions, the fullest last
     tokenizer,
     plan: Plan,
+    weight: Callable = min_snr,   # of squared errors, by the signal-to-noise ratio
+    fullest: float = 0.,          # share of the captions that are the fullest there is; the others are any
 ) -> Callable:                    # for `fit`
-    "The loss of a batch of latents with their captions (Ho et al. 2020, eq. 14, weighted by min-SNR)."
+    "The loss of a batch of latents with their captions (Ho et al. 2020, eq. 14, weighted)."
     device, abars = next(model.parameters()).device, new_scheduler().alphas_cumprod
     known = {c: i for i, c in enumerate(dict.fromkeys(c for said in phrasings for c in ('', *said)))}
     ids = tokenizer(list(known), padding='max_length', truncation=True, return_tensors='pt').input_ids
     def loss(generator):
         roll = lambda high: torch.randint(high, (plan.batch,), generator=generator)
         pick, t, dropped = roll(len(latents)), roll(len(abars)), torch.rand(plan.batch, generator=generator) < .1
-        said = [phrasings[i][r % len(phrasings[i])] for i, r in zip(pick.tolist(), roll(2**31).tolist())]
+        full = torch.rand(plan.batch, generator=generator).lt(fullest).tolist() if fullest else [False]*plan.batch
+        said = [phrasings[i][-1 if f else r % len(phrasings[i])] for i, r, f in zip(pick.tolist(), roll(2**31).tolist(), full)]
         words = ids[[known[''] if d else known[c] for c, d in zip(said, dropped)]].to(device)
         z, noise = latents[pick], torch.randn(plan.batch, *latents.shape[1:], generator=generator)
         abar = abars[t][:, None, None, None]
         x = (abar.sqrt()*z + (1 - abar).sqrt()*noise).to(device).contiguous(memory_format=torch.channels_last)
         predicted = model['unet'](x, t.to(device), model['text'](words)[0]).sample.float()
-        snr = abar/(1 - abar)
-        each = (predicted - noise.to(device)).square()*(snr.clamp(max=5)/snr).to(device)
-        return each.mean(), dict(plain=(predicted - noise.to(device)).square().mean().item())
+        each = (predicted - noise.to(device)).square()
+        return (each*weight(abar/(1 - abar)).to(device)).mean(), dict(plain=each.mean().item())
     return loss
 
 # %% ../nbs/81_training.ipynb #bf303310
-DEFAULTS = dict(steps=25, ratio=.8, guidance=3., draws=10, strength=.6, threshold=.35)
+DEFAULTS = dict(steps=25, ratio=.8, guidance=2., draws=16, strength=.6, threshold=.35)
 
 # %% ../nbs/81_training.ipynb #fb958e64
 def export(
-    folder: Path,           # made anew
+    folder: Path,           # made anew, in place of an older model if one is there
     vae: nn.Module,
     model: nn.ModuleDict,   # UNet and text encoder
     tokenizer,
     name: str = 'still-life',
     defaults: dict = DEFAULTS,  # settings of `edit` that suit it
 ):
-    "Write a model that `load_model` and diffusers' `StableDiffusionPipeline` open."
+    "Write a model that `load_model` and diffusers' `StableDiffusionPipeline` open; the parts are float16 afterwards. A folder that holds anything but a model is left alone."
+    if folder.exists() and any(folder.iterdir()) and not (folder/'diffedit.json').is_file(): raise ValueError(f'folder: {str(folder)!r} holds something that is no model of this package; name another')
     from diffusers import StableDiffusionPipeline
+    from transformers.utils import logging
+    logging.disable_progress_bar()
     half = lambda m: m.to(torch.float16).to(memory_format=torch.contiguous_format)
     pipe = StableDiffusionPipeline(half(vae), half(model['text']), tokenizer, half(model['unet']), new_scheduler(), None, None, requires_safety_checker=False)
     if folder.exists(): shutil.rmtree(folder)
@@ -260,18 +283,19 @@ def train_vae(folder: Path, plan: Plan = PLANS['vae'], device: str = 'cpu') -> n
     vae = new_vae().to(device)
     return fit('vae', vae, vae_loss(vae, draw_scenes(plan.scenes, folder/'scenes.npy'), plan), plan, folder)
 
-def train_unet(folder: Path, plan: Plan = PLANS['unet'], device: str = 'cpu', vae_plan: Plan = PLANS['vae']):
-    "VAE (trained before), UNet with text encoder (trained to the plan's end), tokenizer."
-    pictures = draw_scenes(vae_plan.scenes, folder/'scenes.npy')
-    vae = train_vae(folder, vae_plan, device)
+def train_unet(folder: Path, plans: dict[str, Plan] = PLANS, device: str = 'cpu'):
+    "VAE (trained before), UNet with text encoder (trained and refined to the plans' ends), tokenizer."
+    first, second = plans['unet'], plans['refine']
+    pictures = draw_scenes(plans['vae'].scenes, folder/'scenes.npy')
+    vae = train_vae(folder, plans['vae'], device)
     standardize(vae, pictures[:512])
     tokenizer = new_tokenizer(folder/'tokenizer')
-    kept = folder/'latents.safetensors'
-    if not kept.exists(): save_file(dict(latents=encode_all(vae, pictures[:plan.scenes])), kept)
-    torch.manual_seed(plan.seed)
+    z, said = encode_all(vae, pictures), [captions(random_scene(s)) for s in range(len(pictures))]
+    torch.manual_seed(first.seed)
     model = new_unet(tokenizer).to(device)
-    said = [captions(random_scene(s)) for s in range(plan.scenes)]
-    return vae, fit('unet', model, unet_loss(model, load_file(kept)['latents'], said, tokenizer, plan), plan, folder), tokenizer
+    fit('unet', model, unet_loss(model, z[:first.scenes], said[:first.scenes], tokenizer, first), first, folder)
+    fit('refine', model, unet_loss(model, z[:second.scenes], said[:second.scenes], tokenizer, second, even, fullest=.5), second, folder)
+    return vae, model, tokenizer
 
 # %% ../nbs/81_training.ipynb #8c763e1e
 def main(
