@@ -189,7 +189,7 @@ def _edit_batch(model: Model, pictures: list[Image.Image], size: tuple[int, int]
 
 # %% ../nbs/07_editing.ipynb #9b584a3c
 def edit(
-    model: Model,                     # from `load_model`
+    model: Model,                     # what load_model returned
     picture,                          # a PIL image, a path, an array, or a list of them
     source: str,                      # what the picture shows; may be empty
     target: str,                      # what it should show
