@@ -41,6 +41,7 @@ def open_image(path: str | os.PathLike, name: str = 'picture') -> Image.Image:
         image.load()
     return image
 
+# %% ../nbs/01_latents.ipynb #c7c475f7
 def _from_array(a: np.ndarray, name: str) -> Image.Image:
     "An image of an array (height, width[, 1, 3 or 4]): uint8, or floats from 0 to 1."
     if a.ndim == 3 and a.shape[2] == 1: a = a[..., 0]
@@ -52,6 +53,7 @@ def _from_array(a: np.ndarray, name: str) -> Image.Image:
         raise InputError(f'{name}: an array of {a.dtype} from {a.min()} to {a.max()}; wanted uint8, or floats from 0 to 1')
     return Image.fromarray((a*255).round().astype(np.uint8))
 
+# %% ../nbs/01_latents.ipynb #27b785c8
 def _upright(image: Image.Image) -> Image.Image:
     "Turned as its EXIF data says, or left as it is where those can't be read."
     try: return ImageOps.exif_transpose(image)

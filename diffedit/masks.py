@@ -127,7 +127,7 @@ class Mask:
         return replace(self, threshold=threshold)
 
     @classmethod
-    def given(cls, mask, size: tuple[int, int], cells: tuple[int, int]) -> 'Mask':
+    def given(cls, mask: Image.Image | str | os.PathLike | np.ndarray, size: tuple[int, int], cells: tuple[int, int]) -> 'Mask':
         "A mask of one's own, as `read_mask` takes it, fitted to `size` (height, width)."
         grey = Image.fromarray(read_mask(mask).astype(np.uint8)*255)
         return cls(np.asarray(grey.resize(size[::-1], Image.Resampling.BOX), dtype=np.float32)/255, .5, cells)
