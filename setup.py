@@ -23,7 +23,7 @@ setup(
     url=cfg['git_url'],
     project_urls={'Documentation': cfg['doc_host'] + cfg['doc_baseurl']},
     packages=find_packages(include=[cfg['lib_path'], cfg['lib_path'] + '.*']),
-    package_data={cfg['lib_path']: ['py.typed', *(f'still_life/**/*.{o}' for o in ('safetensors', 'json', 'txt'))]},
+    package_data={cfg['lib_path']: ['py.typed', 'SHA256SUMS', *(f'*/**/*.{o}' for o in ('safetensors', 'json', 'txt'))]},
     include_package_data=False,
     install_requires=cfg['requirements'].split(),
     extras_require={'dev': cfg['dev_requirements'].split()},

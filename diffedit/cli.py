@@ -237,14 +237,16 @@ def run_edit(
 
 # %% ../nbs/20_cli.ipynb #d35a1277
 def about() -> Iterator[str]:
-    "Versions, the embedded model, devices."
+    "Versions, devices, the embedded weights with their checksums, what the default model is set to and knows."
     from importlib.metadata import version
-    from diffedit.models import STILL_LIFE, devices
-    extra = json.loads((STILL_LIFE/'diffedit.json').read_text())
-    size = sum(f.stat().st_size for f in STILL_LIFE.rglob('*') if f.is_file())
+    from diffedit.models import EMBEDDED, STILL_LIFE, devices, embedded_weights
+    extra, weights = json.loads((STILL_LIFE/'diffedit.json').read_text()), embedded_weights()
     yield f'diffedit {__version__}, Python {sys.version.split()[0]}, ' + ', '.join(f'{lib} {version(lib)}' for lib in ('torch', 'diffusers', 'transformers'))
     yield f"devices: {', '.join(devices())}"
-    yield f"model: {extra.get('name', 'still-life')}, {size/1e6:.0f} MB; by default {', '.join(f'{k} {v}' for k, v in extra['defaults'].items())}"
+    yield f"models in the package: {', '.join(name for name, folder in EMBEDDED.items() if folder.is_dir())}; their weights and the classifier's, with SHA-256:"
+    for name, (size, digest, same) in weights.items(): yield f"  {size/1e6:5.1f} MB  {digest[:16]:16}  {name}{'' if same else '  NOT THE RECORDED FILE'}"
+    yield f"  {sum(size for size, *_ in weights.values())/1e6:5.1f} MB  in all"
+    yield f"{extra['name']} edits by default with {', '.join(f'{k} {v}' for k, v in extra['defaults'].items())}"
     yield textwrap.fill(f"It knows these words: {', '.join(sorted(extra['words']))}.", 100)
 
 # %% ../nbs/20_cli.ipynb #e4bb084b

@@ -91,6 +91,11 @@ class Edit:
         if self.draws: mask = find_mask(self.model, self.draws, self.model.embed([target]), mask.heatmap.shape, settings.threshold)[0]
         return _finish([replace(self, settings=settings, mask=mask)])[0]
 
+    def with_mask(self, mask) -> 'Edit':
+        "The edit under a mask of one's own (image, path or array, white where to edit), with the same inversion."
+        given = Mask.given(read_mask(mask), self.mask.heatmap.shape, tuple(self.mask.latent.shape))
+        return _finish([replace(self, mask=given, draws=None)])[0]
+
     def strip(self, height: int | None = None) -> Image.Image:
         "Picture, heatmap, mask and result in one labelled row, by default as tall as the picture was worked on."
         heat, binary = (Image.fromarray(np.uint8(a*255)) for a in (self.mask.heatmap, self.mask.binary))

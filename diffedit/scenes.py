@@ -733,3 +733,11 @@ def sheet(pictures: list, columns: int = 8) -> Image.Image:
     out = Image.new('RGB', (columns*(w + 2) - 2, -(-len(pictures)//columns)*(h + 2) - 2), 'white')
     for i, p in enumerate(pictures): out.paste(p, (i % columns*(w + 2), i//columns*(h + 2)))
     return out
+
+def show_sheet(pictures: list, columns: int = 8, alt: str = ''):
+    "The same on a page, as JPEG; `alt` says it to those who can't see it."
+    from io import BytesIO
+    from IPython.display import Image as Shown
+    small = BytesIO()
+    sheet(pictures, columns).save(small, 'JPEG', quality=88)
+    return Shown(small.getvalue(), alt=alt)
