@@ -78,7 +78,7 @@ class StableDiffusion(Model):
 
 # %% ../nbs/80_models.ipynb #dc8db9a4
 class StableDiffusionInpainting(StableDiffusion):
-    "Such a model; `predict` wants what `surroundings` gives, joined into the conditioning: `embed(captions) | surroundings(images, mask)`."
+    "A model that repaints under a mask. `predict` wants the picture and the mask in the conditioning: `embed(captions) | surroundings(images, mask)`."
     @torch.no_grad()
     def surroundings(
         self,
@@ -120,10 +120,17 @@ def _open(where: str, dtype: torch.dtype, **kw):
     from diffusers import DiffusionPipeline
     return DiffusionPipeline.from_pretrained(where, dtype=dtype, use_safetensors=True, safety_checker=None, requires_safety_checker=False, **kw)
 
-def _shared(name: str | None, dtype: torch.dtype) -> dict:
-    "The parts that a variant takes from an embedded model rather than repeating them."
-    if not name: return {}
-    base = _open(str(EMBEDDED[name]), dtype, local_files_only=True)
+def _base(folder: Path) -> Path | None:
+    "The folder beside it whose VAE, text encoder and tokenizer a variant shares; none for a model that is whole."
+    extra = folder/'diffedit.json'
+    name = json.loads(extra.read_text()).get('shares') if extra.is_file() else None
+    if name and Path(name).name != name: raise InputError(f'model: {str(folder)!r} shares {name!r}; wanted the name of a folder beside it')
+    return folder.parent/name if name else None
+
+def _shared(folder: Path, dtype: torch.dtype) -> dict:
+    "The parts that a variant takes from the model beside it."
+    if not (base := _base(folder)): return {}
+    base = _open(str(base), dtype, local_files_only=True)
     return dict(vae=base.vae, text_encoder=base.text_encoder, tokenizer=base.tokenizer)
 
 def _fetch(name: str, dtype: torch.dtype):
@@ -161,7 +168,7 @@ def load_model(
     extra = json.loads((folder/'diffedit.json').read_text()) if (folder/'diffedit.json').is_file() else {}
     if folder.is_dir():
         if not (folder/'model_index.json').is_file(): raise InputError(f'model: {name!r} is a folder without model_index.json, so no model in diffusers\' layout')
-        try: parts = _open(str(folder), dtype, local_files_only=True, **_shared(extra.get('shares'), dtype))
+        try: parts = _open(str(folder), dtype, local_files_only=True, **_shared(folder, dtype))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as e: raise InputError(f'model: {name!r} could not be opened: {e}') from e
     elif re.fullmatch(r'[\w.-]+/[\w.-]+', name) and not name.startswith('.'): parts = _fetch(name, dtype)
     else: raise InputError(f"model: {name!r} is not {', '.join(map(repr, EMBEDDED))}, not a folder, and not a hub repository 'owner/name'")
@@ -196,6 +203,6 @@ def whole_folder(
     if not folder: raise InputError(f"name: {name!r}; wanted {' or '.join(map(repr, EMBEDDED))}")
     if to.exists(): raise InputError(f'to: {str(to)!r} is there already; name another')
     extra = json.loads((folder/'diffedit.json').read_text())
-    for part in (EMBEDDED[extra['shares']], folder) if 'shares' in extra else (folder,): shutil.copytree(part, to, dirs_exist_ok=True)
+    for part in filter(None, (_base(folder), folder)): shutil.copytree(part, to, dirs_exist_ok=True)
     (to/'diffedit.json').write_text(json.dumps({k: v for k, v in extra.items() if k != 'shares'}, indent=1))
     return to

@@ -33,10 +33,10 @@ class Plan:
     batch: int         # samples a step
     lr: float          # peak learning rate
     scenes: int        # training scenes: seeds 0 to `scenes` - 1
-    ema: float = .999  # decay of the running mean of the weights, which is what ships
+    ema: float = .999  # decay of the running mean of the weights, which is what ships; 0 for the last weights
     seed: int = 0      # decides initial weights and every batch
 
-PLANS = dict(vae=Plan(4600, 8, 1.5e-3, 24_000), decoder=Plan(6500, 8, 8e-4, 24_000, .998, seed=2),   # the shipped weights'
+PLANS = dict(vae=Plan(4600, 8, 1.5e-3, 24_000), decoder=Plan(6500, 8, 8e-4, 24_000, .998, seed=2),   # the shipped weights', and the variants'
              unet=Plan(2200, 64, 1e-3, 16_000), refine=Plan(4500, 64, 8e-4, 24_000, seed=1),
              v=Plan(2000, 64, 8e-4, 24_000, seed=3), inpainting=Plan(2000, 64, 8e-4, 24_000, seed=4),
              classifier=Plan(1600, 64, 2e-3, 24_000, ema=0.))
@@ -72,17 +72,20 @@ def _save(path: Path, step: int, model: nn.Module, mean: dict, optimizer):
     save_file({k: v.detach().contiguous() for k, v in state.items()}, beside, metadata=dict(step=str(step)))
     os.replace(beside, path)
 
+def _steps(path: Path) -> int:
+    "How many steps a checkpoint has behind it."
+    with safe_open(path, 'pt') as f: return int(f.metadata()['step'])
+
 @torch.no_grad()
 def _resume(path: Path, model: nn.Module, mean: dict, optimizer) -> int:
     "Take up a checkpoint; the step that comes next."
-    with safe_open(path, 'pt') as f: step = int(f.metadata()['step'])
     state, params = load_file(path), [p for p in model.parameters() if p.requires_grad]
     for k, v in model.state_dict().items(): v.copy_(state[f'weights.{k}'])
     for k, v in mean.items(): v.copy_(state[f'mean.{k}'])
     like = lambda p, v: v if v.shape != p.shape else torch.empty_like(p).copy_(v)   # in the weight's own memory layout
     moments = {i: {k: like(p, state[f'adam.{i}.{k}']) for k in ('step', 'exp_avg', 'exp_avg_sq')} for i, p in enumerate(params)}
     optimizer.load_state_dict(optimizer.state_dict() | dict(state=moments))
-    return step
+    return _steps(path)
 
 # %% ../nbs/81_training.ipynb #09396a03
 def fit(
@@ -99,8 +102,10 @@ def fit(
     mean = {k: v.detach().clone() for k, v in params.items()}
     optimizer = torch.optim.AdamW(params.values(), plan.lr, betas=(.9, .99), weight_decay=1e-4, fused=True)
     first = _resume(path, model, mean, optimizer) if path.exists() else 0
+    logged = [line for line in (open(folder/f'{name}.jsonl') if first else ()) if json.loads(line)['step'] < first]
     model.train()
-    with open(folder/f'{name}.jsonl', 'a') as log:
+    with open(folder/f'{name}.jsonl', 'w') as log:
+        log.writelines(logged)
         for step in tqdm(range(first, plan.steps), initial=first, total=plan.steps, desc=name, disable=None):
             for group in optimizer.param_groups: group['lr'] = learning_rate(step, plan)
             with torch.autocast(device.type, torch.bfloat16): l, figures = loss(torch.Generator().manual_seed(plan.seed*1_000_000 + step))
@@ -298,7 +303,7 @@ def smaller(
     unet: nn.Module,          # a trained one
     channels: int = 4,        # of input: more than four begin with weights of zero
 ) -> nn.Module:
-    "A UNet without middle block and without attention at the lowest resolution, the rest copied (Kim et al. 2023)."
+    "A UNet without middle block and without attention at the lowest resolution, the rest copied (in the manner of Kim et al. 2023, who leave out blocks of Stable Diffusion's)."
     *down, _ = unet.config.down_block_types
     _, *up = unet.config.up_block_types
     from diffusers import UNet2DConditionModel
@@ -332,9 +337,12 @@ def all_surroundings(
     holes: np.ndarray,      # booleans (n, 128, 128)
 ) -> Tensor:                # (n, 5, h, w)
     "What an inpainting UNet sees of pictures: the mask at latent resolution, and the latents of what lies outside it, the rest grey."
-    cells = torch.from_numpy(holes[:, 4::8, 4::8])[:, None]
-    outside = np.stack([np.where(h[..., None], np.uint8(127), p) for p, h in zip(pictures, holes)])
-    return torch.cat([cells.float(), encode_all(vae, outside)], 1)
+    device, out = next(vae.parameters()).device, []
+    for some in torch.arange(len(pictures)).split(32):
+        hole = torch.from_numpy(holes[some.numpy()])[:, None].to(device).float()
+        outside = vae.encode(_batch(pictures, some, device)*(1 - hole)).latent_dist.mean
+        out.append(torch.cat([nn.functional.interpolate(hole, outside.shape[-2:]), outside], 1).cpu())
+    return torch.cat(out).contiguous()
 
 # %% ../nbs/81_training.ipynb #48f84fcd
 def worse(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -377,7 +385,7 @@ def export(
     name: str = 'still-life',
     defaults: dict = DEFAULTS,       # settings of `edit` that suit it
     prediction: str = 'epsilon',     # what the UNet predicts: 'epsilon' or 'v_prediction'
-    shares: str | None = None,       # the embedded model that has the same VAE, text encoder and tokenizer; they are not written again
+    shares: str | None = None,       # the folder beside it that has the same VAE, text encoder and tokenizer; they are not written again
 ):
     "Write a model that `load_model` and diffusers' pipelines open; the parts are float16 afterwards. A folder that holds anything but a model is left alone."
     if folder.exists() and any(folder.iterdir()) and not (folder/'diffedit.json').is_file(): raise ValueError(f'folder: {str(folder)!r} holds something that is no model of this package; name another')
@@ -421,65 +429,73 @@ class Run:
     plans: dict[str, Plan] = field(default_factory=lambda: PLANS)
 
     def __post_init__(self): self.folder.mkdir(parents=True, exist_ok=True)
-    def _fit(self, name: str, model: nn.Module, loss: Callable) -> nn.Module: return fit(name, model.to(self.device), loss(plan=self.plans[name]), self.plans[name], self.folder)
+
+    def _fit(self, name: str, model: nn.Module, make: Callable) -> nn.Module:
+        "Train a part; `make` gives its loss for a plan, and is not asked when the part is done."
+        path, plan = self.folder/f'{name}.safetensors', self.plans[name]
+        done = path.exists() and _steps(path) >= plan.steps
+        return fit(name, model.to(self.device), None if done else make(plan), plan, self.folder)
+
+    def _unet_loss(self, model: nn.ModuleDict, plan: Plan, **how) -> Callable:
+        return unet_loss(model, self.latents[:plan.scenes], [captions(random_scene(s)) for s in range(plan.scenes)], self.tokenizer, plan, **how)
 
     @cached_property
     def pictures(self) -> np.ndarray: return draw_scenes(max(p.scenes for p in self.plans.values()), self.folder/'scenes.npy')
     @cached_property
-    def phrasings(self) -> list[list[str]]: return [captions(random_scene(s)) for s in range(len(self.pictures))]
-    @cached_property
     def tokenizer(self): return (open_tokenizer if (self.folder/'tokenizer').exists() else new_tokenizer)(self.folder/'tokenizer')
+    @cached_property
+    def latents(self) -> Tensor: return encode_all(self.vae, self.pictures)
 
     @cached_property
     def vae(self) -> nn.Module:
         torch.manual_seed(self.plans['vae'].seed)
         vae = new_vae()
-        self._fit('vae', vae, partial(vae_loss, vae, self.pictures[:self.plans['vae'].scenes]))
+        self._fit('vae', vae, lambda plan: vae_loss(vae, self.pictures[:plan.scenes], plan))
         standardize(vae, self.pictures[:512])
         return vae
 
     @cached_property
-    def latents(self) -> Tensor: return encode_all(self.vae, self.pictures)
-
-    @cached_property
     def decoder(self) -> nn.Module:
-        "The VAE, its decoder trained on."
+        "The decoder of `vae`, trained on in place."
         decoder = nn.Sequential(self.vae.post_quant_conv, self.vae.decoder)
-        self._fit('decoder', decoder, partial(decoder_loss, decoder, self.pictures, self.latents))
-        return self.vae
+        return self._fit('decoder', decoder, lambda plan: decoder_loss(decoder, self.pictures, self.latents[:plan.scenes], plan))
 
     @cached_property
     def unet(self) -> nn.ModuleDict:
         "UNet and text encoder, trained and refined."
         torch.manual_seed(self.plans['unet'].seed)
-        model, n = new_unet(self.tokenizer), self.plans['unet'].scenes
-        self._fit('unet', model, partial(unet_loss, model, self.latents[:n], self.phrasings[:n], self.tokenizer))
-        return self._fit('refine', model, partial(unet_loss, model, self.latents, self.phrasings, self.tokenizer, weight=even, fullest=.5))
+        model = new_unet(self.tokenizer)
+        self._fit('unet', model, partial(self._unet_loss, model))
+        return self._fit('refine', model, partial(self._unet_loss, model, weight=even, fullest=.5))
 
     @cached_property
     def v(self) -> nn.ModuleDict:
         model = variant(self.unet)
-        return self._fit('v', model, partial(unet_loss, model, self.latents, self.phrasings, self.tokenizer, weight=partial(even, most=math.inf), fullest=.5, prediction='v_prediction'))
+        return self._fit('v', model, partial(self._unet_loss, model, weight=partial(even, most=math.inf), fullest=.5, prediction='v_prediction'))
 
     @cached_property
     def inpainting(self) -> nn.ModuleDict:
-        holes = np.stack([random_hole(random_scene(s)) for s in tqdm(range(len(self.pictures)), desc='holes', disable=None)])
-        model, around = variant(self.unet, 9), all_surroundings(self.vae, self.pictures, holes)
-        return self._fit('inpainting', model, partial(unet_loss, model, self.latents, self.phrasings, self.tokenizer, weight=even, fullest=.5, context=around))
+        model = variant(self.unet, 9)
+        return self._fit('inpainting', model, lambda plan: self._unet_loss(model, plan, weight=even, fullest=.5, context=self._surroundings(plan.scenes)))
+
+    def _surroundings(self, n: int) -> Tensor:
+        holes = np.stack([random_hole(random_scene(s)) for s in tqdm(range(n), desc='holes', disable=None)])
+        return all_surroundings(self.vae, self.pictures[:n], holes)
 
     @cached_property
     def classifier(self) -> nn.Module:
         torch.manual_seed(self.plans['classifier'].seed)
         classifier = new_classifier().to(memory_format=torch.channels_last)
-        return self._fit('classifier', classifier, partial(classifier_loss, classifier, self.pictures))
+        return self._fit('classifier', classifier, lambda plan: classifier_loss(classifier, self.pictures[:plan.scenes], plan))
 
     def export(self, package: Path):
         "Write all models, and their checksums, into a folder."
         package.mkdir(parents=True, exist_ok=True)
-        vae, unet, v, inpainting, classifier = self.decoder, self.unet, self.v, self.inpainting, self.classifier   # all, before the first becomes float16
-        export(package/'still_life', vae, unet, self.tokenizer)
-        export(package/'still_life_v', vae, v, self.tokenizer, 'still-life-v', prediction='v_prediction', shares='still-life')
-        export(package/'still_life_inpainting', vae, inpainting, self.tokenizer, 'still-life-inpainting', shares='still-life')
+        unet, v, inpainting, classifier, _ = self.unet, self.v, self.inpainting, self.classifier, self.decoder   # all, before the first becomes float16
+        tokenizer = open_tokenizer(self.folder/'tokenizer')   # as it is on disk, without what its use leaves behind
+        export(package/'still_life', self.vae, unet, tokenizer)
+        export(package/'still_life_v', self.vae, v, tokenizer, 'still-life-v', prediction='v_prediction', shares='still_life')
+        export(package/'still_life_inpainting', self.vae, inpainting, tokenizer, 'still-life-inpainting', shares='still_life')
         export_classifier(package/'slot_classifier', classifier)
         seal(package)
 
