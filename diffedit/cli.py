@@ -199,7 +199,7 @@ def run_edit(
     mask_out: Path | None = None,      # Write the mask too, at the picture's size.
     heatmap_out: Path | None = None,   # Write the heatmap that the mask was cut from too.
     overwrite: bool = False,           # Replace files that exist.
-    model: str | None = None,          # still-life, a folder in diffusers' layout, or a hub repository owner/name; still-life by default.
+    model: str | None = None,          # One in the package (`diffedit info` lists them), a folder in diffusers' layout, or a hub repository owner/name; still-life by default.
     device: str | None = None,         # Where to run: cpu, cuda, mps; a GPU if there is one.
     steps: int | None = None,          # Levels between the picture and pure noise.
     ratio: float | None = None,        # Share of them to go up, above 0 and up to 1: the strength of the edit.
@@ -239,13 +239,14 @@ def run_edit(
 def about() -> Iterator[str]:
     "Versions, devices, the embedded weights with their checksums, what the default model is set to and knows."
     from importlib.metadata import version
-    from diffedit.models import EMBEDDED, STILL_LIFE, devices, embedded_weights
-    extra, weights = json.loads((STILL_LIFE/'diffedit.json').read_text()), embedded_weights()
+    from diffedit.models import EMBEDDED, STILL_LIFE, devices, embedded_files
+    extra, files = json.loads((STILL_LIFE/'diffedit.json').read_text()), embedded_files()
     yield f'diffedit {__version__}, Python {sys.version.split()[0]}, ' + ', '.join(f'{lib} {version(lib)}' for lib in ('torch', 'diffusers', 'transformers'))
     yield f"devices: {', '.join(devices())}"
-    yield f"models in the package: {', '.join(name for name, folder in EMBEDDED.items() if folder.is_dir())}; their weights and the classifier's, with SHA-256:"
-    for name, (size, digest, same) in weights.items(): yield f"  {size/1e6:5.1f} MB  {digest[:16]:16}  {name}{'' if same else '  NOT THE RECORDED FILE'}"
-    yield f"  {sum(size for size, *_ in weights.values())/1e6:5.1f} MB  in all"
+    yield f"models in the package: {', '.join(EMBEDDED)}; their weights and the classifier's, with SHA-256:"
+    for name, (size, digest, same) in files.items():   # the small ones, all text, are listed when something is wrong with them
+        if name.endswith('.safetensors') or not same: yield f"  {size/1e6:5.1f} MB  {digest[:16]:16}  {name}{'' if same else '  NOT THE RECORDED FILE'}"
+    yield f"  {sum(size for size, *_ in files.values())/1e6:5.1f} MB  in all {len(files)} files{', each as recorded' if all(same for *_, same in files.values()) else ''}"
     yield f"{extra['name']} edits by default with {', '.join(f'{k} {v}' for k, v in extra['defaults'].items())}"
     yield textwrap.fill(f"It knows these words: {', '.join(sorted(extra['words']))}.", 100)
 
