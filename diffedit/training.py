@@ -303,9 +303,13 @@ def unet_loss(
     return loss
 
 # %% ../nbs/81_training.ipynb #bb434224
-def smooth_fields(noise: Tensor, most: float, generator: torch.Generator) -> Tensor:
-    "Fields that vary over a quarter of the picture, of strengths from 0 to `most`; local offset noise (Guttenberg 2023)."
-    (b, c, h, w) = noise.shape
+def smooth_fields(
+    noise: Tensor,   # what they are to be added to, (B, C, h, w)
+    most: float,     # a field's strength is drawn from 0 to this
+    generator: torch.Generator,
+) -> Tensor:         # (B, C, h, w)
+    "Random fields that vary over a quarter of the picture: local offset noise (Guttenberg 2023)."
+    b, c, h, w = noise.shape
     fields = nn.functional.interpolate(torch.randn(b, c, h//4, w//4, generator=generator), (h, w), mode='bilinear')
     return most*torch.rand(b, 1, 1, 1, generator=generator)*fields
 
