@@ -134,7 +134,7 @@ def _base(folder: Path) -> Path | None:
 def _shared(folder: Path, dtype: torch.dtype) -> dict:
     "The parts that a variant takes from the model beside it."
     if not (base := _base(folder)): return {}
-    base = _open(str(base), dtype, local_files_only=True)
+    base = _open(str(base), dtype, local_files_only=True, unet=None)
     return dict(vae=base.vae, text_encoder=base.text_encoder, tokenizer=base.tokenizer)
 
 def _fetch(name: str, dtype: torch.dtype):
