@@ -209,7 +209,7 @@ def run_edit(
     mask_out: Path | None = None,      # Write the mask too, at the picture's size.
     heatmap_out: Path | None = None,   # Write the heatmap that the mask was cut from too.
     overwrite: bool = False,           # Replace files that exist.
-    model: str | None = None,          # One in the package (`diffedit info` lists them), a folder in diffusers' layout, a .safetensors file, or a hub repository owner/name; still-life by default.
+    model: str | None = None,          # One in the package (`diffedit info` lists them), a folder in diffusers' layout, or a hub repository owner/name; still-life by default.
     inpainter: str | None = None,      # An inpainting model, named likewise, that paints inside the mask; for still-life, still-life-inpainting.
     device: str | None = None,         # Where to run: cpu, cuda, mps; a GPU if there is one.
     dtype: str | None = None,          # Type of the weights: float32, float16, bfloat16; float16 on CUDA, else float32.
@@ -265,7 +265,7 @@ def run_edit(
         if share: print(f'{written}: {share:.0%} of the picture edited in {time.perf_counter() - start:.1f} s')
         else: print(f'{written}: nothing to edit was found, and the picture is as it was; a lower --threshold finds more, and so do captions that differ more')
 
-# %% ../nbs/20_cli.ipynb #402c37a5
+# %% ../nbs/20_cli.ipynb #164e3eed
 @command('mask', argument='picture', output='-o', source='-s', target='-t', model='-m', recipe='-r')
 def run_mask(
     picture: Path,                     # The picture: any format that Pillow reads.
@@ -275,7 +275,7 @@ def run_mask(
     invert: bool = False,              # White where nothing is to be edited.
     heatmap_out: Path | None = None,   # Write the heatmap too, named likewise.
     overwrite: bool = False,           # Replace files that exist.
-    model: str = 'still-life',         # One in the package, a folder, a .safetensors file, or a hub repository owner/name.
+    model: str = 'still-life',         # One in the package, a folder in diffusers' layout, or a hub repository owner/name.
     device: str | None = None,         # Where to run: cpu, cuda, mps; a GPU if there is one.
     dtype: str | None = None,          # Type of the weights: float32, float16, bfloat16.
     seed: int = 0,                     # Decides the noise.

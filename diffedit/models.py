@@ -200,7 +200,7 @@ def _pick_dtype(dtype, device: torch.device) -> torch.dtype:
         return nine.dtype
     except (RuntimeError, TypeError) as e: raise InputError(f"dtype: {dtype!r} can't be computed with on {device}; wanted 'float32', 'float16' or 'bfloat16'") from e
 
-# %% ../nbs/80_models.ipynb #5733b229
+# %% ../nbs/80_models.ipynb #b1f502b5
 SETTINGS = {'Scheduler': 'scheduler_config.json', 'Tokenizer': 'tokenizer_config.json', 'Extractor': 'preprocessor_config.json', 'ImageProcessor': 'preprocessor_config.json'}
 
 def _json(file: Path, argument: str = 'model') -> dict:
@@ -209,9 +209,12 @@ def _json(file: Path, argument: str = 'model') -> dict:
     try: return json.loads(file.read_text(encoding='utf-8'))
     except ValueError as e: raise InputError(f'{argument}: {str(file)!r} is damaged: {e}') from e
 
-def _check_file(file: Path, argument: str = 'model'):
-    "Refuse a safetensors file that is missing, or whose head or length is not right."
+def _check_file(file: Path, argument: str = 'model', pickle: bool = False):
+    "Refuse a file of weights that is missing, that would have to be unpickled, or whose head or length is not right."
     if not file.is_file(): raise InputError(f'{argument}: {str(file)!r} is missing')
+    if file.suffix != '.safetensors':
+        if not pickle: raise InputError(f'{argument}: {str(file)!r} would have to be unpickled, which can run any code in it; wanted a .safetensors file; pickle=True allows it')
+        return
     try:
         with safe_open(file, 'pt'): pass
     except (SafetensorError, OSError) as e: raise InputError(f'{argument}: {str(file)!r} is damaged or cut short: {e}') from e
@@ -224,7 +227,7 @@ def _check_weights(folder: Path, stem: str, variant: str | None, pickle: bool, a
     if index.is_file() and not whole.is_file():
         for shard in sorted({*_json(index, argument)['weight_map'].values()}): _check_file(folder/shard, argument)
     elif whole.is_file() or not unsafe: _check_file(whole, argument)
-    elif not pickle: raise InputError(f"{argument}: {str(folder/unsafe[0])!r} would have to be unpickled, which can run any code in it, and {whole.name} isn't there; pickle=True allows it")
+    else: _check_file(folder/unsafe[0], argument, pickle)
 
 def _check_folder(folder: Path, variant: str | None, pickle: bool, given: Sequence[str] = ()):
     "Refuse a model's folder in which a file of a part is missing or damaged; parts that are given need none."
@@ -286,7 +289,7 @@ def _read_repository(name: str, dtype: torch.dtype, variant: str | None, pickle:
     fetch = lambda: DiffusionPipeline.download(name, variant=variant, use_safetensors=None if pickle else True, **given)
     return _from_hub(name, 'model', lambda local: _read_folder(Path(snapshot_download(name, local_files_only=True) if local else fetch()), dtype, variant, pickle, **given))
 
-# %% ../nbs/80_models.ipynb #98c26676
+# %% ../nbs/80_models.ipynb #65c9e797
 def _usual_config(file: Path) -> Path:
     "The settings that diffusers takes for a file's architecture, if they are on this machine. `InputError` says what is wanted if not."
     from diffusers.loaders.single_file_utils import fetch_diffusers_config, load_single_file_checkpoint
@@ -299,14 +302,13 @@ def _usual_config(file: Path) -> Path:
 def _read_file(file: Path, dtype: torch.dtype, config: str | os.PathLike | None, pickle: bool, **given):
     "The pipeline in one file."
     import diffusers
-    if file.suffix == '.safetensors': _check_file(file)
-    elif not pickle: raise InputError(f'model: {str(file)!r} would have to be unpickled, which can run any code in it; wanted a .safetensors file; pickle=True allows it')
+    _check_file(file, pickle=pickle)
     settings = _locate(config, 'config', ['*.json', '*.txt']) if config else _usual_config(file)
     kind = _known(str(_json(settings/'model_index.json', 'config').get('_class_name')), str(settings))
     try: return getattr(diffusers, kind).from_single_file(str(file), config=str(settings), dtype=dtype, local_files_only=True, **given)
     except Exception as e: raise InputError(f'model: {str(file)!r} could not be opened with the settings in {str(settings)!r}: {e}') from e
 
-# %% ../nbs/80_models.ipynb #dea364b2
+# %% ../nbs/80_models.ipynb #c43043eb
 def _read_vae(vae, dtype: torch.dtype, pickle: bool) -> nn.Module:
     "A VAE from a folder or hub repository, of the class that its settings name; or one that is there already."
     import diffusers
@@ -324,6 +326,7 @@ def _add_loras(pipe, loras: Sequence[str | os.PathLike], pickle: bool):
     if not is_peft_available(): raise InputError('lora: needs the package peft, which is not installed here; pip install peft')
     for i, lora in enumerate(loras):
         where = _locate(lora, 'lora', ['*.safetensors', '*.bin'][:1 + pickle])
+        if where.is_file(): _check_file(where, 'lora', pickle)
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings('ignore', 'Already found a `peft_config`')   # more than one is meant

@@ -73,7 +73,7 @@ def ddim_step(
     eta: float = 0.,              # share of fresh noise, 0 (none) to 1 (DDPM); downwards only
 ) -> Tensor:                      # latents at level `b`
     "One DDIM step between any two levels, either way (Song et al. 2021, eq. 12)."
-    s = eta*fresh_share(a, b)
+    s = eta*fresh_share(a, b) if eta else 0.
     x = b.alpha*x0 + (b.sigma**2 - s**2)**.5*noise
     return x + s*fresh if eta else x
 
