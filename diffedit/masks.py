@@ -44,7 +44,7 @@ SIGNALS = dict(noise=predicted_noise, denoised=last_noise, pixels=implied_pictur
 @dataclass(frozen=True, eq=False)
 class Draws:
     "Noisy versions of B pictures and what the source caption made of them: all that a mask needs but the target."
-    recipe: 'Recipe'
+    recipe: object          # the `Recipe` that they follow
     down: list[Level]       # from the level that they were noised to down to the picture
     noised: Tensor          # (B, n, C, h, w)
     source: Tensor          # the recipe's signal for the source caption, (B, n, …)
@@ -86,13 +86,13 @@ def pulled_noise(
     share = pull*length(u)/length(c - u).clamp(min=1e-12)
     return u + share*(c - u), u0 + share*(c0 - u0)
 
-# %% ../nbs/04_mask.ipynb #2f03e274
+# %% ../nbs/04_mask.ipynb #08fc3048
 def answers(
     model: Model,
     noised: Tensor,         # (B, n, C, h, w)
     down: list[Level],      # from their level down to the picture
     caption: Conditioning,  # B rows
-    recipe: 'Recipe',
+    recipe,                 # a `Recipe`
     towards: float = 1.,    # -1: away from the caption, where `recipe.captions` is 'source'
 ) -> Tensor:                # the recipe's signal, (B, n, …)
     "What one caption a picture makes of all its draws, in one batch."
@@ -107,7 +107,7 @@ def draw(
     latents: Tensor,                        # clean latents, (B, C, h, w)
     source: Conditioning,                   # what the pictures show, B rows
     generators: Sequence[torch.Generator],  # one a picture
-    recipe: 'Recipe | None' = None,         # `Recipe()` by default
+    recipe=None,                            # a `Recipe`; `Recipe()` by default
 ) -> Draws:
     "Noise each picture and ask the source caption."
     recipe = recipe or Recipe()

@@ -29,9 +29,9 @@ def split(conditioning: Conditioning) -> list[Conditioning]:
     "The rows, each as a conditioning of its own."
     return [dict(zip(conditioning, row)) for row in zip(*(v.split(1) for v in conditioning.values()))]
 
-# %% ../nbs/03_noise.ipynb #1ee3948a
+# %% ../nbs/03_noise.ipynb #bdf9f88f
 class Embeddings(str):
-    "A caption whose conditioning is given: `Embeddings('a name for people', conditioning)`, with one row of what `Model.embed` returns."
+    "A caption whose conditioning is given: `Embeddings('a name for people', conditioning)`, with one row of what a model's `embed` returns."
     def __new__(cls, name: str, conditioning: Conditioning | None = None):
         self = super().__new__(cls, name)
         self.conditioning = conditioning

@@ -102,6 +102,7 @@ def fit(
 ) -> nn.Module:         # the model with the mean of its weights
     "Train `model` to the plan's end, from its checkpoint in `folder` if there is one. `ValueError` if that was made under another plan."
     path, device = folder/f'{name}.safetensors', next(model.parameters()).device
+    coarse = device.type != 'cpu' or getattr(torch.cpu, 'get_capabilities', dict)().get('avx512_bf16', False)   # where bfloat16 is only emulated, it is slower
     params = {k: p for k, p in model.named_parameters() if p.requires_grad}
     mean = {k: v.detach().clone() for k, v in params.items()}
     optimizer = torch.optim.AdamW(params.values(), plan.lr, betas=(.9, .99), weight_decay=1e-4, fused=True)
@@ -112,7 +113,7 @@ def fit(
         log.writelines(logged)
         for step in tqdm(range(first, plan.steps), initial=first, total=plan.steps, desc=name, disable=None):
             for group in optimizer.param_groups: group['lr'] = learning_rate(step, plan)
-            with torch.autocast(device.type, torch.bfloat16): l, figures = loss(torch.Generator().manual_seed(plan.seed*1_000_000 + step))
+            with torch.autocast(device.type, torch.bfloat16, enabled=coarse): l, figures = loss(torch.Generator().manual_seed(plan.seed*1_000_000 + step))
             optimizer.zero_grad()
             l.backward()
             nn.utils.clip_grad_norm_(params.values(), 1.)
