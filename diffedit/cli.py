@@ -58,7 +58,7 @@ def clean_end() -> Iterator[None]:
     with warnings.catch_warnings():
         if not sys.warnoptions:   # the libraries' own warnings are for their developers; `python -W` shows them
             warnings.simplefilter('ignore')
-            warnings.filterwarnings('always', message='caption: ')
+            warnings.filterwarnings('always', message='(caption|inversion): ')   # this package's own
         warnings.showwarning = show
         try: yield
         except KeyboardInterrupt as e:

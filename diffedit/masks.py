@@ -97,7 +97,8 @@ def answers(
 ) -> Tensor:                # the recipe's signal, (B, n, …)
     "What one caption a picture makes of all its draws, in one batch."
     b, n = noised.shape[:2]
-    caption, empty = repeat(caption, n), repeat(model.embed(['']*b), n)
+    caption, plain = repeat(caption, n), recipe.captions == 'both' and recipe.guidance == 1   # then the empty caption is not asked
+    empty = None if plain else repeat(model.embed(['']*b), n)
     if recipe.captions == 'source': predict = lambda x, level: pulled_noise(model, x, level, caption, empty, towards*recipe.guidance)
     else: predict = lambda x, level: guided_noise(model, x, level, caption, empty, recipe.guidance)
     return SIGNALS[recipe.signal](model, predict, noised.flatten(0, 1), down).unflatten(0, (b, n))
