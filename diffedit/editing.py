@@ -17,10 +17,10 @@ import numpy as np, torch
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from torch import Tensor
 from .latents import InputError, load_picture, open_image, to_images, to_tensor, working_size
-from .inpainting import composite, feather, hole, inpaint, repaint
+from .inpainting import changed, composite, feather, hole, inpaint, repaint
 from .inversion import INVERSIONS, Trajectory, entered, invert
 from .masks import Draws, Mask, Recipe, check_record, draw, find_mask, find_recipe, one_of, read_mask
-from .noise import Embeddings, Model, check_finite, embed
+from .noise import Conditioning, Embeddings, Model, check_finite, embed
 
 # %% ../nbs/07_editing.ipynb #ea2d89e6
 @dataclass(frozen=True)
@@ -68,14 +68,21 @@ class Edit:
         return to_images(check_finite(self.painter.decode(self.latents), 'decoding', self.painter))[0]
 
     @cached_property
+    def changed(self) -> Mask:
+        "What of the mask is laid into the picture: all of it, or, if its recipe says so, the pixels that the repainting really changed."
+        if not (least := self.mask.recipe.change): return self.mask
+        before, images = self.painter.decode(self.trajectory[0]), _worked(self.painter, [self.picture])
+        return self.mask & changed(images.to(before), before, to_tensor(self.decoded).to(before), least)[0].cpu().numpy()
+
+    @cached_property
     def soft(self) -> Image.Image:
         "How much of each of the original's pixels was replaced, 0 to 255."
-        return feather(self.mask, self.picture.size, self.settings.feather)
+        return feather(self.changed, self.picture.size, self.settings.feather)
 
     @cached_property
     def image(self) -> Image.Image:
         "The result: the edit laid into the original, at the original's resolution."
-        return composite(self.picture, self.decoded, self.soft) if self.mask.latent.any() else self.picture.copy()
+        return composite(self.picture, self.decoded, self.soft) if self.changed.binary.any() else self.picture.copy()
 
     @cached_property
     def flagged(self) -> bool:
@@ -91,13 +98,13 @@ class Edit:
         if self.draws is None: raise InputError('recipe: the mask of this edit was given, not found; edit again without it')
         new, old = suited_recipe(self.model.defaults, recipe or self.settings.recipe, **changes), self.settings.recipe
         if new.alike(old, Recipe.HEAT): return self._with(replace(self.mask, recipe=new))
-        draws = replace(self.draws, recipe=new) if new.alike(old, Recipe.ASKED) else _draw(self.model, [self.picture], replace(self.settings, recipe=new))
-        return self._with(find_mask(self.model, draws, embed(self.model, [self.settings.target]), self.mask.heatmap.shape)[0], draws)
+        draws = replace(self.draws, recipe=new) if new.alike(old, Recipe.ASKED) else _draw(self.model, _worked(self.model, [self.picture]), [replace(self.settings, recipe=new)])
+        return self._with(find_mask(self.model, draws, embed(self.model, [self.settings.target]), _worked(self.model, [self.picture]))[0], draws)
 
     def with_target(self, target: str) -> 'Edit':
         "The edit towards another caption: a new mask (unless one was given), the same inversion and source predictions."
         new = replace(self, settings=replace(self.settings, target=target))
-        return new._with(find_mask(self.model, self.draws, embed(self.model, [target]), self.mask.heatmap.shape)[0] if self.draws else self.mask)
+        return new._with(find_mask(self.model, self.draws, embed(self.model, [target]), _worked(self.model, [self.picture]))[0] if self.draws else self.mask)
 
     def with_mask(self, mask) -> 'Edit':
         "The edit under a mask of one's own (`Mask`, image, path or array, white where to edit), with the same inversion."
@@ -110,10 +117,10 @@ class Edit:
     def strip(self, height: int | None = None) -> Image.Image:
         "Picture, heatmap, mask and result in one labelled row, by default as tall as the picture was worked on."
         heat = Image.fromarray(np.uint8(self.mask.heatmap*255))
-        return labelled([self.picture, heat, self.mask.image(), self.image], ['picture', 'heatmap', 'mask', 'result'], height or heat.height)
+        return labelled([self.picture, heat, self.changed.image(), self.image], ['picture', 'heatmap', 'mask', 'result'], height or heat.height)
 
     def _repr_png_(self): return self.strip()._repr_png_()
-    def __repr__(self): return f'Edit({self.settings.source!r} -> {self.settings.target!r}, {self.mask.binary.mean():.0%} of the picture)'
+    def __repr__(self): return f'Edit({self.settings.source!r} -> {self.settings.target!r}, {self.changed.binary.mean():.0%} of the picture)'
 
     def carries(self, model: str | None = None, mask: str | None = None, inpainter: str | None = None) -> dict:
         "What travels in a saved result: the settings, the names of the models, and of what a file can't carry (a mask of one's own, embeddings)."
@@ -186,20 +193,22 @@ def _worked(model: Model, pictures: list[Image.Image]) -> Tensor:
 
 def _generators(seed: int, n: int) -> list[torch.Generator]: return [torch.Generator().manual_seed(seed) for _ in range(n)]
 
-def _draw(model: Model, pictures: list[Image.Image], s: Settings, z: Tensor | None = None) -> Draws:
-    "The draws of pictures that are worked on at one size."
-    z = model.encode(_worked(model, pictures)) if z is None else z
-    return draw(model, z, embed(model, [s.source]*len(z)), _generators(s.seed, len(z)), s.recipe)
+def _captions(model: Model, settings: list[Settings], which: str) -> Conditioning: return embed(model, [getattr(s, which) for s in settings])
+
+def _draw(model: Model, images: Tensor, settings: list[Settings], z: Tensor | None = None) -> Draws:
+    "The draws of pictures at the model's size, each with its own captions."
+    z = model.encode(images) if z is None else z
+    return draw(model, z, _captions(model, settings, 'source'), _generators(settings[0].seed, len(z)), settings[0].recipe)
 
 # %% ../nbs/07_editing.ipynb #d6dcbbb7
 def _finish(edits: list[Edit], progress: Callable = lambda steps, **_: steps) -> list[Edit]:
-    "Repaint edits of one model, size and settings, in one batch; those with an empty mask keep their latents and cost nothing."
+    "Repaint edits of one model, size and settings (the captions aside), in one batch; those with an empty mask keep their latents and cost nothing."
     todo, painter, s = [e for e in edits if e.mask.latent.any()], edits[0].painter, edits[0].settings
     if not todo: return [replace(e, latents=e.trajectory[0]) for e in edits]
     images, cells, n = _worked(painter, [e.picture for e in todo]), tuple(todo[0].trajectory[0].shape[-2:]), len(todo)
     masks = torch.stack([(e.mask if e.mask.cells == cells else Mask.given(e.mask, images.shape[-2:], cells)).latent for e in todo])
     around = painter.surroundings(images, hole(masks, images.shape[-2:]))
-    target, negative = (embed(painter, [caption]*n) | around for caption in (s.target, s.negative))
+    target, negative = (_captions(painter, [e.settings for e in todo], which) | around for which in ('target', 'negative'))
     together = lambda tensors: [torch.cat(x) for x in zip(*tensors)]
     way = replace(todo[0].trajectory, latents=together(e.trajectory.latents for e in todo), noises=together(e.trajectory.noises for e in todo))
     if painter is edits[0].model: done = inpaint(painter, way, masks, target, negative, s.guidance, s.eta, _generators(s.seed, n), progress=progress)
@@ -208,21 +217,21 @@ def _finish(edits: list[Edit], progress: Callable = lambda steps, **_: steps) ->
     return [replace(e, latents=painted.get(id(e), e.trajectory[0])) for e in edits]
 
 # %% ../nbs/07_editing.ipynb #b0d87330
-def _edit_batch(model: Model, painter: Model, pictures: list[Image.Image], s: Settings, mask, progress: Callable) -> list[Edit]:
-    "Edit pictures that are worked on at one size."
-    images, n = _worked(model, pictures), len(pictures)
+def _edit_batch(model: Model, painter: Model, pictures: list[Image.Image], settings: list[Settings], masks: list, progress: Callable) -> list[Edit]:
+    "Edit pictures that are worked on at one size, by settings that differ in the captions alone."
+    images, n, s = _worked(model, pictures), len(pictures), settings[0]
     z, shape = model.encode(images), images.shape[-2:]
     levels = painter.schedule.levels(s.steps)
     if painter is not model: way = Trajectory(levels[:1], [check_finite(painter.encode(_worked(painter, pictures)), 'encoding', painter)])
     else:
         empty = model.embed(['']*n)
-        caption, guidance = (embed(model, [s.source]*n), s.inversion_guidance) if s.inversion_guidance else (empty, 1.)
+        caption, guidance = (_captions(model, settings, 'source'), s.inversion_guidance) if s.inversion_guidance else (empty, 1.)
         way = invert(model, z, caption, entered(levels, s.ratio), s.inversion, s.iterations, 0., guidance, empty, _generators(s.seed, n), progress)
-    if mask is not None: draws, masks = [None]*n, [Mask.given(mask, shape, tuple(z.shape[-2:]))]*n
+    if masks[0] is not None: draws, masks = [None]*n, [Mask.given(m, shape, tuple(z.shape[-2:])) for m in masks]
     else:
-        drawn = _draw(model, pictures, s, z)
-        draws, masks = [drawn.pick(i) for i in range(n)], find_mask(model, drawn, embed(model, [s.target]*n), shape)
-    edits = [Edit(model, painter, p, s, masks[i], way.pick(i), way[0][i:i + 1], draws[i]) for i, p in enumerate(pictures)]
+        drawn = _draw(model, images, settings, z)
+        draws, masks = [drawn.pick(i) for i in range(n)], find_mask(model, drawn, _captions(model, settings, 'target'), images)
+    edits = [Edit(model, painter, p, settings[i], masks[i], way.pick(i), way[0][i:i + 1], draws[i]) for i, p in enumerate(pictures)]
     return _finish(edits, progress)
 
 # %% ../nbs/07_editing.ipynb #2641ff9a
@@ -232,7 +241,7 @@ def suited_recipe(
     **changes,          # as of `find_recipe`
 ) -> Recipe:
     "The recipe that was asked for, where nothing else was said with what suits a model."
-    tuned = {k: defaults[k] for k in ('draws', 'strength', 'threshold')}
+    tuned = {k: defaults[k] for k in ('draws', 'strength', 'threshold', 'guided', 'change') if k in defaults}
     if recipe is None or isinstance(recipe, dict) or recipe == 'default': recipe = find_recipe('default', **tuned | (recipe if isinstance(recipe, dict) else {}))
     return find_recipe(recipe, **changes)
 
@@ -242,18 +251,20 @@ def make_settings(
     draws: int | None = None,
     strength: float | None = None,
     threshold: float | None = None,
-    **own,              # the other fields of `Settings`; steps, ratio and guidance that are None are the model's
+    **own,              # the other fields of `Settings`; steps, ratio, guidance, inversion and feather that are None are the model's
 ) -> Settings:
     "Settings from what was given and what suits a model. `InputError` for what no model takes."
-    base = {k: defaults[k] for k in ('steps', 'ratio', 'guidance')}
-    return Settings(recipe=suited_recipe(defaults, recipe, draws=draws, strength=strength, threshold=threshold), **base | {k: v for k, v in own.items() if v is not None or k not in base})
+    suits = 'steps', 'ratio', 'guidance', 'inversion', 'feather'
+    base = {k: defaults[k] for k in suits if k in defaults}
+    if own.get('eta'): base['inversion'] = 'ddim'   # the others leave no room for fresh noise
+    return Settings(recipe=suited_recipe(defaults, recipe, draws=draws, strength=strength, threshold=threshold), **base | {k: v for k, v in own.items() if v is not None or k not in suits})
 
 # %% ../nbs/07_editing.ipynb #9b584a3c
 def edit(
     model: Model,                     # what load_model returned
     picture,                          # a PIL image, a path, an array, or a list of them
-    source: str,                      # what the picture shows; may be empty; or `Embeddings`
-    target: str,                      # what it should show; or `Embeddings`
+    source: str,                      # what the picture shows; may be empty; or `Embeddings`; for a list of pictures one for all, or a list
+    target: str,                      # what it should show; likewise
     seed: int = 0,                    # decides the draws of the mask, and whatever noise the repainting needs
     *,
     negative: str = '',               # what to move away from
@@ -264,29 +275,35 @@ def edit(
     draws: int | None = None,         # noises that the mask is averaged over; this and the next two: the recipe's by default
     strength: float | None = None,    # how far into the noise the mask is looked for, in (0, 1)
     threshold: float | None = None,   # heat above which a pixel is edited, in [0, 1)
-    inversion: str = 'ddim',          # how the picture is remembered: one of `INVERSIONS`
+    inversion: str | None = None,     # how the picture is remembered: one of `INVERSIONS`; the model's own by default
     iterations: int = 3,              # of the inversion 'fixed-point'
     inversion_guidance: float = 0.,   # pull of the source caption on the way up; 0: no caption; above 1 it spoils what is remembered, and warns
     eta: float = 0.,                  # share of fresh noise, 0 to 1: above 0, each seed gives another result inside
-    feather: int = 3,                 # soft edge of the composite, in working pixels
-    mask=None,                        # a mask of one's own (`Mask`, image, path or array, white where to edit), in place of the derived one
+    feather: int | None = None,       # soft edge of the composite, in working pixels; the model's own by default
+    mask=None,                        # a mask of one's own (`Mask`, image, path or array, white where to edit), in place of the derived one; for a list of pictures one for all, or a list
     inpainter: Model | None = None,   # an inpainting model that paints inside the mask from fresh noise; no inversion then
     progress: Callable = lambda steps, **_: steps,  # wraps the steps, as `tqdm` does
 ) -> Edit | list[Edit]:               # one for each picture
     "Change what a picture shows from `source` to `target`, and nothing else (Couairon et al. 2022). `InputError` says what can't be used."
-    settings, painter = make_settings(model.defaults, recipe, draws, strength, threshold, source=source, target=target, negative=negative, seed=seed, steps=steps, ratio=ratio, guidance=guidance,
-                                  inversion=inversion, iterations=iterations, inversion_guidance=inversion_guidance, eta=eta, feather=feather), inpainter or model
-    painter.schedule.levels(settings.steps)
+    many, painter = isinstance(picture, (list, tuple)), inpainter or model
+    n = len(picture) if many else 1
+    def each(name, value):
+        if not (many and isinstance(value, (list, tuple))): return [value]*n
+        if len(value) != n: raise InputError(f'{name}: {len(value)} for {n} pictures; wanted one for all, or one each')
+        return list(value)
+    sources, targets, masks = each('source', source), each('target', target), each('mask', mask)
+    settings = [make_settings(model.defaults, recipe, draws, strength, threshold, source=a, target=b, negative=negative, seed=seed, steps=steps, ratio=ratio, guidance=guidance,
+                              inversion=inversion, iterations=iterations, inversion_guidance=inversion_guidance, eta=eta, feather=feather) for a, b in zip(sources, targets)]
+    if not n: return []
+    painter.schedule.levels(settings[0].steps)
     if painter is not model and type(painter).surroundings is Model.surroundings: raise InputError(f'inpainter: {painter.name} does not see what is around a mask; wanted an inpainting model, whose UNet takes the mask too')
     if painter is not model and eta: raise InputError(f'eta: {eta}; an inpainting model starts from fresh noise as it is; wanted 0')
-    many = isinstance(picture, (list, tuple))
-    pictures = [load_picture(p) for p in (picture if many else [picture])]
-    if mask is not None: mask = read_mask(mask)
+    pictures, masks = [load_picture(p) for p in (picture if many else [picture])], [None if m is None else read_mask(m) for m in masks]
     groups = defaultdict(list)
-    for i, p in enumerate(pictures): groups[tuple(working_size(p.size, m.native_size, m.size_multiple) for m in (model, painter))].append(i)
+    for i, p in enumerate(pictures): groups[tuple(working_size(p.size, m.native_size, m.size_multiple) for m in (model, painter)) + (masks[i] is None,)].append(i)
     edits = {}
-    for members in groups.values(): edits |= zip(members, _edit_batch(model, painter, [pictures[i] for i in members], settings, mask, progress))
-    return [edits[i] for i in range(len(pictures))] if many else edits[0]
+    for members in groups.values(): edits |= zip(members, _edit_batch(model, painter, *([x[i] for i in members] for x in (pictures, settings, masks)), progress))
+    return [edits[i] for i in range(n)] if many else edits[0]
 
 # %% ../nbs/07_editing.ipynb #97107cee
 def generate_mask(
@@ -306,7 +323,7 @@ def generate_mask(
     captions = list(target) if many else [target]
     settings = [make_settings(model.defaults, recipe, draws, strength, threshold, source=source, target=t, seed=seed) for t in captions]
     if not captions: raise InputError('target: no caption; say what the picture should show')
-    pictures = [load_picture(picture)]
-    drawn, shape = _draw(model, pictures, settings[0]), _worked(model, pictures).shape[-2:]
-    masks = [find_mask(model, drawn, embed(model, [t]), shape)[0] for t in captions]
+    images = _worked(model, [load_picture(picture)])
+    drawn = _draw(model, images, settings[:1])
+    masks = [find_mask(model, drawn, embed(model, [t]), images)[0] for t in captions]
     return masks if many else masks[0]

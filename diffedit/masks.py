@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SIGNALS', 'RESCALES', 'RULES', 'RECIPES', 'predicted_noise', 'last_noise', 'implied_picture', 'Draws', 'draw_noise',
            'average', 'pulled_noise', 'answers', 'draw', 'difference', 'by_quantile', 'by_mean', 'by_range', 'heatmap',
-           'blur', 'enlarge', 'iou', 'fixed', 'otsu', 'quantile', 'tidy', 'Recipe', 'find_recipe', 'Mask', 'find_mask']
+           'blur', 'enlarge', 'iou', 'fixed', 'otsu', 'quantile', 'tidy', 'Recipe', 'find_recipe', 'follow', 'Mask',
+           'find_mask']
 
 # %% ../nbs/04_mask.ipynb #81d8e06f
 import os
@@ -244,15 +245,17 @@ class Recipe:
     cut: float = .95           # what that takes for extreme
     smooth: float = 0.         # standard deviation of a blur of the heat, as a share of the shorter side
     enlarge: str = 'bicubic'   # from cells to pixels: 'bicubic' or 'nearest'
+    guided: float = 0.         # neighbourhood in which the heat's edges follow the picture's, as a share of the shorter side; 0: they don't
     rule: str = 'fixed'        # where the heat is cut: one of `RULES`
     threshold: float = .5      # what the rule is told, in [0, 1)
     fill: bool = False         # fill holes
     specks: float = 0.         # drop regions smaller than this share of the picture
     largest: bool = False      # keep the largest region alone
     dilate: int = 0            # grow the mask by so many working pixels; negative shrinks it
+    change: int = 0            # lay into the picture only what repainting changed by more than this, of 255; 0: all that the mask covers
 
     ASKED = 'signal', 'captions', 'guidance', 'draws', 'strength', 'steps'       # decide what the model is asked,
-    HEAT = *ASKED, 'channels', 'rescale', 'cut', 'smooth', 'enlarge'             # and these the heatmap
+    HEAT = *ASKED, 'channels', 'rescale', 'cut', 'smooth', 'enlarge', 'guided'   # and these the heatmap
 
     def alike(self, other: 'Recipe', names: Sequence[str]) -> bool:
         "Whether two recipes agree in these fields."
@@ -263,7 +266,7 @@ class Recipe:
                      one_of('enlarge', ('bicubic', 'nearest')), one_of('rule', RULES),
                      ('guidance', lambda x: 0 < x < float('inf'), 'more than 0'), ('draws', lambda x: 1 <= x, 'a whole number, 1 or more'),
                      ('strength', lambda x: 0 < x < 1, 'more than 0 and less than 1'), ('cut', lambda x: 0 < x <= (1 if self.rescale == 'quantile' else 100), 'more than 0, and at most 1 for a quantile'),
-                     ('steps', lambda x: x >= (self.signal == 'denoised'), "a whole number, 0 or more, and 1 or more for the signal 'denoised'"), ('smooth', lambda x: 0 <= x <= .5, '0 to 0.5'),
+                     ('steps', lambda x: x >= (self.signal == 'denoised'), "a whole number, 0 or more, and 1 or more for the signal 'denoised'"), ('smooth', lambda x: 0 <= x <= .5, '0 to 0.5'), ('guided', lambda x: 0 <= x <= .4, '0 to 0.4'), ('change', lambda x: 0 <= x <= 255, 'a whole number from 0 to 255'),
                      ('threshold', lambda x: 0 <= x < 1, '0 or more and less than 1'), ('specks', lambda x: 0 <= x < 1, '0 or more and less than 1'), ('dilate', lambda x: abs(x) <= 1000, 'a whole number from -1000 to 1000'))
 
 # %% ../nbs/04_mask.ipynb #2589ebb7
@@ -285,6 +288,17 @@ def find_recipe(
     if strange := set(given) - {f.name for f in fields(Recipe)}: raise InputError(f"recipe: {', '.join(map(repr, sorted(strange)))}; a recipe has {', '.join(f.name for f in fields(Recipe))}")
     if isinstance(recipe, str): recipe = RECIPES[recipe]
     return replace(recipe if isinstance(recipe, Recipe) else Recipe(), **given)
+
+# %% ../nbs/04_mask.ipynb #17d12d2e
+def follow(
+    heat: Tensor,    # (B, H, W)
+    images: Tensor,  # the pictures, (B, 3, H, W) from -1 to 1
+    reach: float,    # radius of the neighbourhood, as a share of the shorter side
+) -> Tensor:         # (B, H, W), from 0 to 1
+    "Heat whose edges follow the picture's (He et al. 2013, with ε = 0.001)."
+    from kornia.filters import guided_blur
+    side = 2*max(1, round(reach*min(heat.shape[1:]))) + 1
+    return guided_blur((images.to(heat) + 1)/2, heat[:, None], side, 1e-3)[:, 0].clamp(0, 1)
 
 # %% ../nbs/04_mask.ipynb #54ba1622
 def read_mask(
@@ -350,10 +364,11 @@ def find_mask(
     model: Model,
     draws: Draws,
     target: Conditioning,   # what the pictures should show, B rows
-    size: tuple[int, int],  # height and width that the pictures are worked on, in pixels
+    images: Tensor,         # the pictures, (B, 3, H, W) from -1 to 1, at the size that they are worked on
 ) -> list[Mask]:            # one a picture
     "DiffEdit's mask of each picture, by the recipe of its draws (Couairon et al. 2022, section 3.2, step 1)."
     r = draws.recipe
     apart = check_finite(difference(model, draws, target), f'asking for the mask, t = {draws.down[0].t}', model)
-    heat = enlarge(blur(heatmap(apart, r.rescale, r.cut), r.smooth), size, r.enlarge).cpu().numpy()
-    return [Mask(h, tuple(draws.noised.shape[-2:]), r) for h in heat]
+    heat = enlarge(blur(heatmap(apart, r.rescale, r.cut), r.smooth), images.shape[-2:], r.enlarge)
+    if r.guided: heat = follow(heat, images, r.guided)
+    return [Mask(h, tuple(draws.noised.shape[-2:]), r) for h in heat.cpu().numpy()]

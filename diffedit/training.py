@@ -393,7 +393,7 @@ def classifier_loss(
     return loss
 
 # %% ../nbs/81_training.ipynb #bf303310
-DEFAULTS = dict(steps=25, ratio=1., guidance=2., draws=16, strength=.6, threshold=.35)
+DEFAULTS = dict(steps=25, ratio=1., guidance=2., draws=16, strength=.6, threshold=.25, guided=1/8, change=24, inversion='edit-friendly', feather=1)
 
 # %% ../nbs/81_training.ipynb #fb958e64
 @contextmanager
