@@ -7,7 +7,7 @@ __all__ = ['KINDS', 'ABSENT', 'TUNING', 'REPORTING', 'Method', 'METHODS', 'QUICK
            'bench_cases', 'editing', 'true_masks', 'sdedit', 'unmasked', 'attention_masks', 'diffusers_diffedit',
            'counting', 'bench_rows', 'versions', 'bench', 'means', 'against', 'save_table']
 
-# %% ../nbs/11_benchmark.ipynb #7cc43ff2
+# %% ../nbs/11_benchmark.ipynb #b40c5147
 import importlib.metadata, json, os, time, warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 import numpy as np, torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 from .classifier import named_slots, read_slots
 from .editing import edit
@@ -32,7 +33,7 @@ from .scenes import Scene, captions, change, random_scene, render, stream, true_
 from .schedule import add_noise
 if TYPE_CHECKING: from pandas import DataFrame
 
-# %% ../nbs/11_benchmark.ipynb #abdd772d
+# %% ../nbs/11_benchmark.ipynb #e28b2023
 KINDS = dict(object=('bowl fruit', 'animal animal'), add=('bowl fruit', 'animal backdrop', 'plumber moustache'), delete=('bowl fruit', 'plumber moustache'),
              attribute=('plumber gesture',), colour=('plumber cap', 'plumber overalls', 'plumber moustache'), material=('bowl bowl', 'bowl table'),
              background=('bowl wall', 'animal sky', 'animal field', 'plumber backdrop'), several=('bowl fruit wall', 'animal animal field', 'plumber cap overalls'))
@@ -49,6 +50,16 @@ class Case:
     after: Scene
     source: str
     target: str
+
+    def picture(self, size: int) -> Image.Image:
+        "The picture to be edited, at the size that a model works at."
+        return render(self.before, size)
+
+    original = picture   # and at its own, for editors that give it back so: a drawn scene has every size
+
+    def truth(self, size: int) -> np.ndarray:
+        "The true mask, booleans (H, W)."
+        return true_mask(self.before, self.after, size)
 
     def _repr_markdown_(self): return f'*{self.kind}*: {self.source} → {self.target}'
 
@@ -76,10 +87,10 @@ def bench_cases(
     "Cases of every kind, evenly over what the kind may change."
     return [bench_case(start + i, kind, what) for kind, whats in KINDS.items() for what in whats for i in range(ceil(scenes/len(whats)))]
 
-# %% ../nbs/11_benchmark.ipynb #18bc4736
+# %% ../nbs/11_benchmark.ipynb #20c216d6
 Method = Callable[[Model, Sequence[Case]], list[Outcome]]
 
-def _pictures(model: Model, cases: Sequence[Case]) -> list: return [render(c.before, model.native_size) for c in cases]
+def _pictures(model: Model, cases: Sequence[Case]) -> list: return [c.picture(model.native_size) for c in cases]
 def _latents(model: Model, cases: Sequence[Case]) -> Tensor: return model.encode(to_tensor(_pictures(model, cases)))
 def _said(cases: Sequence[Case], which: str) -> list[str]: return [getattr(c, which) for c in cases]
 def _seeded(cases: Sequence[Case]) -> list[torch.Generator]: return [torch.Generator().manual_seed(0) for _ in cases]
@@ -91,13 +102,13 @@ def editing(mask: Callable | None = None, inpainter: str | None = None, **settin
     "The method that calls `edit` with these settings; `mask(model, cases)` gives masks of one's own."
     def method(model, cases):
         given = mask(model, cases) if mask else None
-        return [Outcome.of(e) for e in edit(model, _pictures(model, cases), _said(cases, 'source'), _said(cases, 'target'), mask=given, inpainter=_painter(inpainter) if inpainter else None, **settings)]
+        return [Outcome.of(e) for e in edit(model, [c.original(model.native_size) for c in cases], _said(cases, 'source'), _said(cases, 'target'), mask=given, inpainter=_painter(inpainter) if inpainter else None, **settings)]
     return method
 
 @lru_cache(1)
 def _painter(name: str) -> Model: return load_model(name)
 
-def true_masks(model: Model, cases: Sequence[Case]) -> list: return [true_mask(c.before, c.after, model.native_size) for c in cases]
+def true_masks(model: Model, cases: Sequence[Case]) -> list: return [c.truth(model.native_size) for c in cases]
 
 def sdedit(strength: float = .7, steps: int | None = None, guidance: float | None = None) -> Method:
     "Noise the picture and denoise it towards the target caption (Meng et al. 2022): no mask, and nothing is remembered."
