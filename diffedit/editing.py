@@ -7,7 +7,7 @@ __all__ = ['Settings', 'Edit', 'check_output', 'save_png', 'read_settings', 'sui
            'generate_mask']
 
 # %% ../nbs/07_editing.ipynb #2a1fb455
-import json, os, warnings
+import base64, html, io, json, os, shutil, warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -21,6 +21,7 @@ from .inpainting import changed, composite, feather, hole, inpaint, repaint
 from .inversion import INVERSIONS, Trajectory, entered, invert
 from .masks import Draws, Mask, Recipe, check_record, draw, find_mask, find_recipe, one_of, read_mask
 from .noise import Conditioning, Embeddings, Model, check_finite, embed
+from .schedule import Level
 
 # %% ../nbs/07_editing.ipynb #ea2d89e6
 @dataclass(frozen=True)
@@ -68,11 +69,16 @@ class Edit:
         return to_images(check_finite(self.painter.decode(self.latents), 'decoding', self.painter))[0]
 
     @cached_property
+    def moved(self) -> np.ndarray | None:
+        "The pixels whose colour the repainting changed by more than the recipe's `change`, booleans (H, W); none where it does not ask for that."
+        if not (least := self.mask.recipe.change): return None
+        before, images = self.painter.decode(self.trajectory[0]), worked(self.painter, [self.picture])
+        return changed(images.to(before), before, to_tensor(self.decoded).to(before), least)[0].cpu().numpy()
+
+    @cached_property
     def changed(self) -> Mask:
         "What of the mask is laid into the picture: all of it, or, if its recipe says so, the pixels that the repainting really changed."
-        if not (least := self.mask.recipe.change): return self.mask
-        before, images = self.painter.decode(self.trajectory[0]), _worked(self.painter, [self.picture])
-        return self.mask & changed(images.to(before), before, to_tensor(self.decoded).to(before), least)[0].cpu().numpy()
+        return self.mask if self.moved is None else self.mask & self.moved
 
     @cached_property
     def soft(self) -> Image.Image:
@@ -98,13 +104,13 @@ class Edit:
         if self.draws is None: raise InputError('recipe: the mask of this edit was given, not found; edit again without it')
         new, old = suited_recipe(self.model.defaults, recipe or self.settings.recipe, **changes), self.settings.recipe
         if new.alike(old, Recipe.HEAT): return self._with(replace(self.mask, recipe=new))
-        draws = replace(self.draws, recipe=new) if new.alike(old, Recipe.ASKED) else _draw(self.model, _worked(self.model, [self.picture]), [replace(self.settings, recipe=new)])
-        return self._with(find_mask(self.model, draws, embed(self.model, [self.settings.target]), _worked(self.model, [self.picture]))[0], draws)
+        draws = replace(self.draws, recipe=new) if new.alike(old, Recipe.ASKED) else _draw(self.model, worked(self.model, [self.picture]), [replace(self.settings, recipe=new)])
+        return self._with(find_mask(self.model, draws, embed(self.model, [self.settings.target]), worked(self.model, [self.picture]))[0], draws)
 
     def with_target(self, target: str) -> 'Edit':
         "The edit towards another caption: a new mask (unless one was given), the same inversion and source predictions."
         new = replace(self, settings=replace(self.settings, target=target))
-        return new._with(find_mask(self.model, self.draws, embed(self.model, [target]), _worked(self.model, [self.picture]))[0] if self.draws else self.mask)
+        return new._with(find_mask(self.model, self.draws, embed(self.model, [target]), worked(self.model, [self.picture]))[0] if self.draws else self.mask)
 
     def with_mask(self, mask) -> 'Edit':
         "The edit under a mask of one's own (`Mask`, image, path or array, white where to edit), with the same inversion."
@@ -119,7 +125,11 @@ class Edit:
         heat = Image.fromarray(np.uint8(self.mask.heatmap*255))
         return labelled([self.picture, heat, self.changed.image(), self.image], ['picture', 'heatmap', 'mask', 'result'], height or heat.height)
 
-    def _repr_png_(self): return self.strip()._repr_png_()
+    def _repr_html_(self) -> str:
+        "The strip, where the heat was cut, and, folded, what it cost and all settings."
+        shown = ''.join(f'<div>{embedded(im, alt)}</div>' for im, alt in ((self.strip(), f'picture, heatmap, mask and result: {self!r}'), (heat_and_cut(self.mask), 'the heatmap with its scale, and how much of the picture is how hot')))
+        rows = ''.join(f'<tr><td>{html.escape(str(k))}</td><td>{html.escape(str(v))}</td></tr>' for k, v in self.carries().items())
+        return f'{shown}<details><summary>{html.escape(repr(self))}: settings</summary><table>{rows}</table></details>'
     def __repr__(self): return f'Edit({self.settings.source!r} -> {self.settings.target!r}, {self.changed.binary.mean():.0%} of the picture)'
 
     def carries(self, model: str | None = None, mask: str | None = None, inpainter: str | None = None) -> dict:
@@ -129,8 +139,14 @@ class Edit:
             | ({} if self.draws else dict(mask=mask or 'given')) | (dict(embeddings=given) if given else {})
 
     def save(self, path: str | os.PathLike, overwrite: bool = False):
-        "Write the result with its settings inside (PNG), whole or not at all. `InputError` for a missing folder, another suffix, or a file that exists."
-        save_png(self.image, path, self.carries(), overwrite)
+        "Write the result with its settings inside (a path that ends in .png), or a folder with everything (one without a suffix): whole or not at all. `InputError` for a missing folder, another suffix, or what exists."
+        if Path(path).suffix: save_png(self.image, path, self.carries(), overwrite)
+        else: save_folder(self, path, overwrite)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike, model: Model, painter: Model | None = None) -> 'Edit':
+        "An edit that was saved to a folder, with its models; nothing is asked again. `InputError` for what is no such folder, or another model than the edit's."
+        return load_folder(folder, model, painter or model)
 
 # %% ../nbs/07_editing.ipynb #77935ed6
 def labelled(images: Sequence[Image.Image], labels: Sequence[str], height: int) -> Image.Image:
@@ -144,6 +160,32 @@ def labelled(images: Sequence[Image.Image], labels: Sequence[str], height: int) 
         pen.text((x + im.width/2, head/2), label, 'black', font, anchor='mm')
         x += im.width + gap
     return out
+
+# %% ../nbs/07_editing.ipynb #df363dfb
+def heat_and_cut(mask: Mask) -> Image.Image:
+    "The heatmap with its scale and the mask's edge, beside how much of the picture is how hot and where that is cut."
+    from matplotlib.figure import Figure
+    fig = Figure(figsize=(6.4, 1.7), dpi=80)
+    left, right = fig.subplots(1, 2, width_ratios=(1, 1.8))
+    shown = left.imshow(mask.heatmap, cmap='inferno', vmin=0, vmax=1)
+    if mask.binary.any() and not mask.binary.all(): left.contour(mask.binary, [.5], colors='white', linewidths=.8)
+    left.axis('off')
+    fig.colorbar(shown, ax=left, ticks=(0, .5, 1)).ax.tick_params(labelsize=7)
+    right.hist(mask.heatmap.ravel(), bins=50, range=(0, 1), log=True, color='tab:purple')
+    right.axvline(mask.threshold, color='black', lw=1)
+    right.set_title(f'heat of the pixels; cut at {mask.threshold:.2f}', fontsize=8)
+    right.tick_params(labelsize=7)
+    right.spines[['top', 'right']].set_visible(False)
+    fig.tight_layout(pad=.3)
+    out = io.BytesIO()
+    fig.savefig(out)
+    return Image.open(out).convert('RGB')
+
+def embedded(image: Image.Image, alt: str) -> str:
+    "An image inside a page."
+    out = io.BytesIO()
+    image.save(out, 'WEBP', quality=90)
+    return f'<img alt="{html.escape(alt)}" src="data:image/webp;base64,{base64.b64encode(out.getvalue()).decode()}">'
 
 # %% ../nbs/07_editing.ipynb #c85232de
 def check_output(
@@ -185,8 +227,63 @@ def read_settings(
         raise InputError(f'picture: {str(path)!r} carries no settings of an edit') from e
     return said
 
+# %% ../nbs/07_editing.ipynb #4cb9aaf2
+def _levels(levels: list[Level]) -> Tensor: return torch.tensor([(x.t, x.alpha, x.sigma) for x in levels], dtype=torch.float64)
+def _order(x: Tensor) -> list[int]: return sorted(range(x.ndim), key=lambda i: (-x.stride(i), i))   # the dimensions as they lie in memory: it decides how a network rounds
+
+def save_folder(edit: Edit, folder: str | os.PathLike, overwrite: bool = False):
+    "Write all of an edit beside its place, then put it there. `InputError` for a missing parent, or a folder that exists (with `overwrite`: that holds anything but an edit)."
+    from safetensors.torch import save_file
+    folder = Path(folder)
+    if not folder.parent.is_dir(): raise InputError(f'output: no folder {str(folder.parent)!r}')
+    if os.path.lexists(folder):
+        if not overwrite: raise InputError(f'output: {str(folder)!r} exists; choose another name, or allow to overwrite it (overwrite=True)')
+        if not (folder/'edit.safetensors').is_file(): raise InputError(f'output: {str(folder)!r} holds no edit, and is not overwritten')
+    way, draws, settings = edit.trajectory, edit.draws, edit.settings
+    tensors = dict(latents=edit.latents, heatmap=torch.from_numpy(edit.mask.heatmap), levels=_levels(way.levels)) | {f'trajectory.{k}.{i}': x for k in ('latents', 'noises', 'residuals') for i, x in enumerate(getattr(way, k))}
+    if draws: tensors |= {'draws.levels': _levels(draws.down)} | {f'draws.{k}': v for k in ('noised', 'source', 'against') if (v := getattr(draws, k)) is not None}
+    for k in ('source', 'target', 'negative'):
+        if isinstance(c := getattr(settings, k), Embeddings): tensors |= {f'{k}.{name}': v for name, v in c.conditioning.items()}
+    orders = {k: _order(v) for k, v in tensors.items()}
+    said = edit.carries() | dict(method=way.method, cells=list(edit.mask.cells), cut=asdict(edit.mask.recipe), orders=orders)
+    beside = folder.with_name(f'.{folder.name}.{os.getpid()}.part')
+    try:
+        beside.mkdir()
+        for name, image in dict(picture=edit.picture, heatmap=Image.fromarray(np.uint8(edit.mask.heatmap*255)), mask=edit.changed.image(edit.picture.size), strip=edit.strip()).items(): image.save(beside/f'{name}.png')
+        save_png(edit.image, beside/'result.png', edit.carries())
+        save_file({k: v.detach().cpu().permute(orders[k]).contiguous().clone() for k, v in tensors.items()}, beside/'edit.safetensors')
+        (beside/'settings.json').write_text(json.dumps(said, indent=1, ensure_ascii=False) + '\n')
+        if folder.exists(): shutil.rmtree(folder)
+        os.replace(beside, folder)
+    finally: shutil.rmtree(beside, ignore_errors=True)
+
+def load_folder(folder: str | os.PathLike, model: Model, painter: Model) -> Edit:
+    "The edit of a folder that `save_folder` wrote."
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+    folder = Path(folder)
+    if not (folder/'edit.safetensors').is_file(): raise InputError(f'folder: {str(folder)!r} holds no edit')
+    try:
+        said = json.loads((folder/'settings.json').read_text())
+        tensors = {k: v.permute([said['orders'][k].index(i) for i in range(v.ndim)]) for k, v in load_file(folder/'edit.safetensors').items()}
+        for role, it, name in (('model', model, said['model']), ('painter', painter, said.get('inpainter', said['model']))):
+            if it.name != name: raise InputError(f'{role}: {it.name!r}; the edit in {str(folder)!r} is of {name!r}')
+        part = lambda name: {k.removeprefix(f'{name}.'): v.to(model.device) for k, v in tensors.items() if k.startswith(f'{name}.')}
+        levels = lambda name: [Level(int(t), alpha, sigma) for t, alpha, sigma in tensors[name].tolist()]
+        recipe, cut = Recipe(**said['recipe']), Recipe(**said['cut'])
+        captions = {k: Embeddings(said[k], part(k)) if part(k) else said[k] for k in ('source', 'target', 'negative')}
+        settings = Settings(**{f.name: said[f.name] for f in fields(Settings)} | captions | dict(recipe=recipe))
+        way = {k: kind(part(f'trajectory.{k}')[str(i)] for i in range(len(part(f'trajectory.{k}')))) for k, kind in (('latents', list), ('noises', tuple), ('residuals', tuple))}
+        draws = part('draws')
+        if draws: draws = Draws(recipe, levels('draws.levels'), draws['noised'], draws['source'], draws.get('against'))
+        return Edit(model, painter, load_picture(folder/'picture.png'), settings, Mask(np.ascontiguousarray(tensors['heatmap'].numpy()), tuple(said['cells']), cut), Trajectory(levels('levels'), method=said['method'], **way),
+                    tensors['latents'].to(model.device), draws or None)
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as e:
+        if isinstance(e, InputError): raise
+        raise InputError(f'folder: {str(folder)!r} is damaged ({type(e).__name__}: {e})') from e
+
 # %% ../nbs/07_editing.ipynb #1f32348a
-def _worked(model: Model, pictures: list[Image.Image]) -> Tensor:
+def worked(model: Model, pictures: list[Image.Image]) -> Tensor:
     "Pictures that a model works on at one size, at that size."
     size = working_size(pictures[0].size, model.native_size, model.size_multiple)
     return to_tensor([p if p.size == size else p.convert('RGB').resize(size, Image.Resampling.LANCZOS) for p in pictures])
@@ -205,7 +302,7 @@ def _finish(edits: list[Edit], progress: Callable = lambda steps, **_: steps) ->
     "Repaint edits of one model, size and settings (the captions aside), in one batch; those with an empty mask keep their latents and cost nothing."
     todo, painter, s = [e for e in edits if e.mask.latent.any()], edits[0].painter, edits[0].settings
     if not todo: return [replace(e, latents=e.trajectory[0]) for e in edits]
-    images, cells, n = _worked(painter, [e.picture for e in todo]), tuple(todo[0].trajectory[0].shape[-2:]), len(todo)
+    images, cells, n = worked(painter, [e.picture for e in todo]), tuple(todo[0].trajectory[0].shape[-2:]), len(todo)
     masks = torch.stack([(e.mask if e.mask.cells == cells else Mask.given(e.mask, images.shape[-2:], cells)).latent for e in todo])
     around = painter.surroundings(images, hole(masks, images.shape[-2:]))
     target, negative = (_captions(painter, [e.settings for e in todo], which) | around for which in ('target', 'negative'))
@@ -219,10 +316,10 @@ def _finish(edits: list[Edit], progress: Callable = lambda steps, **_: steps) ->
 # %% ../nbs/07_editing.ipynb #b0d87330
 def _edit_batch(model: Model, painter: Model, pictures: list[Image.Image], settings: list[Settings], masks: list, progress: Callable) -> list[Edit]:
     "Edit pictures that are worked on at one size, by settings that differ in the captions alone."
-    images, n, s = _worked(model, pictures), len(pictures), settings[0]
+    images, n, s = worked(model, pictures), len(pictures), settings[0]
     z, shape = model.encode(images), images.shape[-2:]
     levels = painter.schedule.levels(s.steps)
-    if painter is not model: way = Trajectory(levels[:1], [check_finite(painter.encode(_worked(painter, pictures)), 'encoding', painter)])
+    if painter is not model: way = Trajectory(levels[:1], [check_finite(painter.encode(worked(painter, pictures)), 'encoding', painter)])
     else:
         empty = model.embed(['']*n)
         caption, guidance = (_captions(model, settings, 'source'), s.inversion_guidance) if s.inversion_guidance else (empty, 1.)
@@ -323,7 +420,7 @@ def generate_mask(
     captions = list(target) if many else [target]
     settings = [make_settings(model.defaults, recipe, draws, strength, threshold, source=source, target=t, seed=seed) for t in captions]
     if not captions: raise InputError('target: no caption; say what the picture should show')
-    images = _worked(model, [load_picture(picture)])
+    images = worked(model, [load_picture(picture)])
     drawn = _draw(model, images, settings[:1])
     masks = [find_mask(model, drawn, embed(model, [t]), images)[0] for t in captions]
     return masks if many else masks[0]

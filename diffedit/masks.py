@@ -6,7 +6,7 @@
 __all__ = ['SIGNALS', 'RESCALES', 'RULES', 'RECIPES', 'predicted_noise', 'last_noise', 'implied_picture', 'Draws', 'draw_noise',
            'average', 'pulled_noise', 'answers', 'draw', 'difference', 'by_quantile', 'by_mean', 'by_range', 'heatmap',
            'blur', 'enlarge', 'iou', 'fixed', 'otsu', 'quantile', 'tidy', 'Recipe', 'find_recipe', 'follow', 'Mask',
-           'find_mask']
+           'picture_heat', 'find_mask']
 
 # %% ../nbs/04_mask.ipynb #81d8e06f
 import os
@@ -360,6 +360,16 @@ class Mask:
     def _repr_png_(self): return Image.fromarray(np.uint8(self.heatmap*255))._repr_png_()
 
 # %% ../nbs/04_mask.ipynb #fa5125eb
+def picture_heat(
+    difference: Tensor,  # between the answers, (B, h, w)
+    images: Tensor,      # the pictures, (B, 3, H, W) from -1 to 1
+    recipe: Recipe,
+) -> Tensor:             # (B, H, W), from 0 to 1
+    "The heatmap at picture resolution, as a recipe has it."
+    r = recipe
+    heat = enlarge(blur(heatmap(difference, r.rescale, r.cut), r.smooth), images.shape[-2:], r.enlarge)
+    return follow(heat, images, r.guided) if r.guided else heat
+
 def find_mask(
     model: Model,
     draws: Draws,
@@ -367,8 +377,5 @@ def find_mask(
     images: Tensor,         # the pictures, (B, 3, H, W) from -1 to 1, at the size that they are worked on
 ) -> list[Mask]:            # one a picture
     "DiffEdit's mask of each picture, by the recipe of its draws (Couairon et al. 2022, section 3.2, step 1)."
-    r = draws.recipe
     apart = check_finite(difference(model, draws, target), f'asking for the mask, t = {draws.down[0].t}', model)
-    heat = enlarge(blur(heatmap(apart, r.rescale, r.cut), r.smooth), images.shape[-2:], r.enlarge)
-    if r.guided: heat = follow(heat, images, r.guided)
-    return [Mask(h, tuple(draws.noised.shape[-2:]), r) for h in heat.cpu().numpy()]
+    return [Mask(h, tuple(draws.noised.shape[-2:]), draws.recipe) for h in picture_heat(apart, images, draws.recipe).cpu().numpy()]
