@@ -147,11 +147,14 @@ def show_figure(
     alt: str = '',  # what it shows, in words
 ):
     "Show a figure in 256 colours, sharp on screens with two pixels a dot: small enough for a page with many."
+    import matplotlib.pyplot as plt
     from IPython.display import Image as Shown, display
     drawn, small = io.BytesIO(), io.BytesIO()
-    fig.savefig(drawn, dpi=2*fig.dpi)
-    Image.open(drawn).convert('RGB').quantize(256, dither=Image.Dither.NONE).save(small, 'PNG', optimize=True)
-    display(Shown(small.getvalue(), width=round(fig.get_figwidth()*fig.dpi), alt=alt or None))
+    fig.savefig(drawn, dpi=2*fig.dpi, bbox_inches='tight', pad_inches=.04)
+    image = Image.open(drawn).convert('RGB').quantize(256, dither=Image.Dither.NONE)
+    image.save(small, 'PNG', optimize=True)
+    display(Shown(small.getvalue(), width=image.width//2, alt=alt or None))
+    plt.close(fig)   # or a notebook shows it once more
 
 # %% ../nbs/01_latents.ipynb #c5f2eed4
 def psnr(
