@@ -72,6 +72,7 @@ class StableDiffusion(Model):
     @torch.no_grad()
     def predict(self, x: Tensor, level: Level, conditioning: Conditioning, told: Level | None = None) -> tuple[Tensor, Tensor]:
         x = x.to(self.device, self.dtype)
+        self.evaluations += len(x)
         output = self.unet(self._seen(x, conditioning), (told or level).t, encoder_hidden_states=conditioning['text'], added_cond_kwargs=self._added(x, conditioning)).sample
         return to_noise(output, x, level, self.schedule.prediction)
 

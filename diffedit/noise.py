@@ -105,6 +105,7 @@ class Model(ABC):
     native_size: int        # side of the square pictures that it was trained on, in pixels
     size_multiple: int      # both sides of a picture must be a multiple of this
     defaults: dict          # settings of `edit` that suit it: steps, ratio, guidance, draws, strength, threshold
+    evaluations: int = 0    # samples that have gone through the network so far; `predict` counts them
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor: "Latents of pictures: the mean of the VAE's posterior, scaled as the network expects."
