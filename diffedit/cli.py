@@ -165,7 +165,7 @@ def run_demo(
         source, target = (captions(s)[1] for s in (before, other))
         print(*lines, '', f'Written to {out}{os.sep}: ' + ', '.join(path.name for path in paths.values()), '', 'Next, for instance:',
               f'  diffedit edit {paths["source"]} --source "{source}" --target "{target}" -o edited.png',
-              f'  diffedit demo --seed {0 if seed is None else seed + 1} --overwrite', f'  diffedit info {paths["result"]}', sep='\n')
+              f'  diffedit demo --seed {0 if seed is None else seed + 1} --out {out}-{0 if seed is None else seed + 1}', f'  diffedit info {paths["result"]}', sep='\n')
 
 # %% ../nbs/20_cli.ipynb #a78ea30c
 def carried(path: Path) -> dict:
@@ -293,7 +293,7 @@ def run_mask(
     largest: bool | None = None,       # Keep the mask's largest part alone.
     dilate: int | None = None,         # Grow the mask by so many pixels of the size that the model works at; negative shrinks it.
 ):
-    "Write where an edit would change a picture, without editing it."
+    "Write where an edit may paint, without editing. (Of that, an edit lays in what really changed: edit's --mask-out.)"
     changes = {k: v for k, v in locals().items() if k in MASKING and v is not None}
     with clean_end():
         from diffedit.editing import generate_mask, make_settings
@@ -355,15 +355,19 @@ def run_app(
     no_browser: bool = False,     # Only say the address; do not open it.
 ):
     "Edit in the browser, on a page that this computer serves to itself alone."
-    import tempfile
+    import socket, tempfile
     with clean_end():
         from diffedit.latents import InputError
         from diffedit.models import load_model
         if not 1 <= port <= 65535: raise InputError(f'port: {port}; wanted 1 to 65535')
+        with socket.socket() as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try: s.bind(('127.0.0.1', port))
+            except OSError as e: raise InputError(f"port: {port} can't be had ({e.strerror}); name another") from e
         try:
             from traitlets.config import Config
             from voila.app import Voila
-        except ImportError as e: raise InputError("app: Voilà is not installed; pip install 'diffedit-nb[app]'") from e
+        except ImportError as e: raise InputError("app: Voilà is not installed; in the clone, pip install -c constraints.txt '.[app]'") from e
         if Path(model).exists(): model = str(Path(model).resolve())   # the page runs elsewhere
         load_model(model, device)                                     # what is wrong is said here, not there
         with tempfile.TemporaryDirectory() as folder:

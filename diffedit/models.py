@@ -10,6 +10,7 @@ __all__ = ['LITERATURE', 'FAMILIES', 'StableDiffusion', 'StableDiffusionXL', 'St
 # %% ../nbs/80_models.ipynb #87abe8bf
 import hashlib, json, os, re, shutil, warnings
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
@@ -103,7 +104,8 @@ class StableDiffusion(Model):
         ids, room = self.tokenizer(prompt, truncation=False, verbose=False).input_ids[1:-1], self.tokenizer.model_max_length - 2
         if len(ids) > room: warnings.warn(f'caption: {self.name} reads {room} tokens; cut off: {self.tokenizer.decode(ids[room:])!r}', stacklevel=4)
         strange = [w for w in re.findall(r'\w+', prompt.lower()) if w not in self.words] if self.words else []
-        if strange: warnings.warn(f"caption: {self.name} has never seen {', '.join(map(repr, strange))}; its words are {', '.join(sorted(self.words))}", stacklevel=4)
+        near = {w: ' or '.join(map(repr, get_close_matches(w, self.words, 2, .75))) for w in strange}
+        if strange: warnings.warn(f"caption: {self.name} has never seen {', '.join(f'{w!r} (did you mean {n}?)' if n else repr(w) for w, n in near.items())}; `diffedit info` lists its words", stacklevel=4)
 
     def __repr__(self): return f'{self.name}: {self.native_size} px, {self.schedule.prediction}, {self.dtype} on {self.device}'.replace('torch.', '')
 
