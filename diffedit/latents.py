@@ -37,7 +37,7 @@ def open_image(path: str | os.PathLike | bytes, name: str = 'picture') -> Image.
     "Read a whole picture file, or what was one; errors speak of the argument `name`."
     if isinstance(path, bytes): said, path = 'the file', io.BytesIO(path)
     elif os.path.isfile(path): said = repr(os.fspath(path))
-    else: raise InputError(f'{name}: no file {os.fspath(path)!r}')
+    else: raise InputError(f"{name}: {'a folder, not a file: ' if os.path.isdir(path) else 'no file '}{os.fspath(path)!r}")
     with _reading(f'{name}: {said}'):
         image = Image.open(path)
         image.load()
