@@ -136,7 +136,7 @@ def edit_and_measure(before: 'Scene', after: 'Scene', seed: int, start: float) -
         f'  mask        {iou(e.changed.binary, truth):.2f} of 1: its overlap with the true mask (IoU)',
         f'  inside it   {psnr(e.image, wanted, truth):.1f} dB to the true edited picture; {psnr(picture, wanted, truth):.1f} dB before the edit',
         f'  outside it  {touched.sum()} of {away.sum()} pixels beyond its soft edge differ from the picture',
-        f'  work        {sum(c.evaluations for c in e.cost.values()):.0f} evaluations of the network, {done - begun:.1f} s; {done - start:.1f} s with loading']
+        f'  work        {e.evaluations:.0f} evaluations of the network, {done - begun:.1f} s; {done - start:.1f} s with loading']
 
 # %% ../nbs/20_cli.ipynb #9235f474
 @command('demo')
@@ -263,7 +263,7 @@ def run_edit(
         save_all({path: files[kind] if kind == 'image' else at_size(files[kind], image.size) for kind, path in outputs.items()}, overwrite)
         share, written = e.changed.binary.mean(), ', '.join(map(str, outputs.values()))
         if e.flagged: print(f"warning: the safety checker of {e.painter.name} objects to {output}", file=sys.stderr)
-        if share: print(f'{written}: {share:.0%} of the picture edited in {sum(c.evaluations for c in e.cost.values()):.0f} evaluations and {time.perf_counter() - start:.1f} s')
+        if share: print(f'{written}: {share:.0%} of the picture edited in {e.evaluations:.0f} evaluations and {time.perf_counter() - start:.1f} s')
         elif e.mask.binary.any(): print(f'{written}: the repainting changed nothing, and the picture is as it was; more --guidance or another --target may')
         else: print(f'{written}: nothing to edit was found, and the picture is as it was; a lower --threshold finds more, and so do captions that differ more')
 

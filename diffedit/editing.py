@@ -120,6 +120,15 @@ class Edit:
         "Whether the painter's safety checker objects to the result; the picture is left as it is."
         return self.painter.flagged([self.image])[0]
 
+    @property
+    def evaluations(self) -> float:
+        "What all stages cost together."
+        return sum(c.evaluations for c in self.cost.values())
+
+    def with_feather(self, feather: int) -> 'Edit':
+        "The edit with another soft edge, in working pixels; nothing is painted anew."
+        return replace(self, settings=replace(self.settings, feather=feather), cost={})
+
     def with_threshold(self, threshold: float) -> 'Edit':
         "The edit with another threshold on the same heatmap."
         return self._with(self.mask.with_threshold(threshold))
@@ -160,7 +169,7 @@ class Edit:
         shown = ''.join(f'<div>{embedded(im, alt)}</div>' for im, alt in ((self.strip(), f'picture, heatmap, mask and result: {self!r}'), (heat_and_cut(self.mask), 'the heatmap with its scale, and how much of the picture is how hot')))
         spent = {k: f'{c.evaluations:g} evaluations, {c.seconds:.2f} s' for k, c in self.cost.items()}
         rows = ''.join(f'<tr><td>{html.escape(str(k))}</td><td>{html.escape(str(v))}</td></tr>' for k, v in {**spent, **self.carries()}.items())
-        return f'{shown}<details><summary>{html.escape(repr(self))}: {sum(c.evaluations for c in self.cost.values()):g} evaluations, and its settings</summary><table>{rows}</table></details>'
+        return f'{shown}<details><summary>{html.escape(repr(self))}: {self.evaluations:g} evaluations, and its settings</summary><table>{rows}</table></details>'
     def __repr__(self): return f'Edit({self.settings.source!r} -> {self.settings.target!r}, {self.changed.binary.mean():.0%} of the picture)'
 
     def carries(self, model: str | None = None, mask: str | None = None, inpainter: str | None = None) -> dict:
@@ -277,16 +286,17 @@ def save_folder(edit: Edit, folder: str | os.PathLike, overwrite: bool = False):
         if isinstance(c := getattr(settings, k), Embeddings): tensors |= {f'{k}.{name}': v for name, v in c.conditioning.items()}
     orders = {k: _order(v) for k, v in tensors.items()}
     said = edit.carries() | dict(method=way.method, cells=list(edit.mask.cells), cut=asdict(edit.mask.recipe), orders=orders, cost={k: asdict(c) for k, c in edit.cost.items()})
-    beside = folder.with_name(f'.{folder.name}.{os.getpid()}.part')
+    beside, old = (folder.with_name(f'.{folder.name}.{os.getpid()}.{kind}') for kind in ('part', 'old'))
     try:
         beside.mkdir()
         for name, image in dict(picture=edit.picture, heatmap=Image.fromarray(np.uint8(edit.mask.heatmap*255)), mask=edit.changed.image(edit.picture.size), strip=edit.strip()).items(): image.save(beside/f'{name}.png')
         save_png(edit.image, beside/'result.png', edit.carries())
         save_file({k: v.detach().cpu().permute(orders[k]).contiguous().clone() for k, v in tensors.items()}, beside/'edit.safetensors')
         (beside/'settings.json').write_text(json.dumps(said, indent=1, ensure_ascii=False) + '\n')
-        if folder.exists(): shutil.rmtree(folder)
+        if folder.exists(): os.replace(folder, old)   # at no moment is neither of the two there
         os.replace(beside, folder)
-    finally: shutil.rmtree(beside, ignore_errors=True)
+    finally:
+        for leftover in (beside, old): shutil.rmtree(leftover, ignore_errors=True)
 
 def load_folder(folder: str | os.PathLike, model: Model, painter: Model) -> Edit:
     "The edit of a folder that `save_folder` wrote."

@@ -6,9 +6,9 @@
 __all__ = ['MaskTuner', 'mask_tuner', 'Comparison', 'compare', 'Stopped', 'Studio', 'studio']
 
 # %% ../nbs/21_widgets.ipynb #e55c7da6
-import base64, html, io, threading, traceback
+import base64, html, io, threading
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 import ipywidgets as w, numpy as np
 from PIL import Image
 from .editing import Edit, edit, worked
@@ -94,12 +94,11 @@ class MaskTuner(w.VBox):
         self.result.value = png(composite(e.picture, e.decoded, soft))
         beyond = (mask.latent & ~e.mask.latent).sum()
         self.message.say(f'{mask.binary.mean():.0%} of the picture' + (f'; {beyond} cells reach beyond what was painted: repaint' if beyond else ''))
-        self.code.value = f"<pre>e = e.with_recipe(rule='fixed', threshold={self.threshold.value:.2f}, smooth={self.smooth.value:g}, dilate={self.dilate.value})</pre>"
+        self.code.value = f"<pre>e = e.with_recipe(rule='fixed', threshold={self.threshold.value:g}, smooth={self.smooth.value:g}, dilate={self.dilate.value}).with_feather({self.feather.value})</pre>" if e.draws else ''
 
     def paint(self):
         "Paint again under the mask that the sliders stand at."
-        e = self.edit._with(self.mask)
-        self.edit = replace(e, settings=replace(e.settings, feather=self.feather.value))
+        self.edit = self.edit._with(self.mask).with_feather(self.feather.value)
         self.look()
         self.show()
 
