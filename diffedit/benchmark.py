@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['KINDS', 'ABSENT', 'TUNING', 'REPORTING', 'Method', 'METHODS', 'QUICK', 'LIMITS', 'CURVES', 'HIGHER', 'Case',
            'bench_case', 'bench_cases', 'editing', 'true_masks', 'sdedit', 'unmasked', 'attention_masks',
-           'diffusers_diffedit', 'curve_points', 'counting', 'bench_rows', 'versions', 'bench', 'means', 'against',
-           'save_table']
+           'diffusers_diffedit', 'curve_points', 'counting', 'bench_rows', 'bench', 'means', 'against', 'save_table']
 
 # %% ../nbs/11_benchmark.ipynb #08d1f7de
 import importlib.metadata, json, os, time, warnings
@@ -246,10 +245,30 @@ def bench_rows(
                     | {k: v if isinstance(v, (bool, str)) or v is None else round(float(v), 4) for k, v in figures.items()})
     return rows
 
+# %% ../nbs/11_benchmark.ipynb #b4808550
 def versions() -> dict[str, str]:
     "What the figures may depend on."
     return {lib: importlib.metadata.version(lib) for lib in ('torch', 'diffusers', 'transformers', 'scikit-image', 'kornia')}
 
+def _kept(out, about: dict) -> tuple[list[dict], Callable]:
+    "The rows that a folder holds, and a function that adds more."
+    out = Path(out)
+    try: out.mkdir(exist_ok=True)
+    except OSError as e: raise InputError(f'out: no folder {str(out)!r} can be made ({e.strerror})') from e
+    head, table = out/'about.json', out/'rows.jsonl'
+    if head.exists():
+        if (was := json.loads(head.read_text())) != (now := json.loads(json.dumps(about))):
+            raise InputError(f"out: {str(out)!r} holds another run ({', '.join(f'{k} {was.get(k)!r}, now {now.get(k)!r}' for k in {**was, **now} if was.get(k) != now.get(k))}); name another folder")
+    elif any(out.iterdir()): raise InputError(f'out: {str(out)!r} holds other things; name an empty or a new folder')
+    else: head.write_text(json.dumps(about, indent=1) + '\n')
+    said = table.read_text().splitlines(keepends=True) if table.exists() else []
+    whole = [line for line in said if line.endswith('\n')]   # a line that was broken off is made again
+    if len(whole) < len(said): table.write_text(''.join(whole))
+    def write(rows):
+        with open(table, 'a') as f: f.write(''.join(json.dumps(r) + '\n' for r in rows))
+    return [json.loads(line) for line in whole], write
+
+# %% ../nbs/11_benchmark.ipynb #901c0d5b
 def bench(
     model: Model,
     methods: 'dict[str, Method] | Sequence[str]' = tuple(METHODS),  # names of `METHODS`, or methods by name
@@ -275,24 +294,6 @@ def bench(
         write(made)
         rows = [r for r in rows if (r['method'], r['kind'], r['what'], r['seed']) not in {(name, c.kind, c.what, c.seed) for c in part}] + made
     return DataFrame(rows)
-
-def _kept(out, about: dict) -> tuple[list[dict], Callable]:
-    "The rows that a folder holds, and a function that adds more."
-    out = Path(out)
-    try: out.mkdir(exist_ok=True)
-    except OSError as e: raise InputError(f'out: no folder {str(out)!r} can be made ({e.strerror})') from e
-    head, table = out/'about.json', out/'rows.jsonl'
-    if head.exists():
-        if (was := json.loads(head.read_text())) != (now := json.loads(json.dumps(about))):
-            raise InputError(f"out: {str(out)!r} holds another run ({', '.join(f'{k} {was.get(k)!r}, now {now.get(k)!r}' for k in {**was, **now} if was.get(k) != now.get(k))}); name another folder")
-    elif any(out.iterdir()): raise InputError(f'out: {str(out)!r} holds other things; name an empty or a new folder')
-    else: head.write_text(json.dumps(about, indent=1) + '\n')
-    said = table.read_text().splitlines(keepends=True) if table.exists() else []
-    whole = [line for line in said if line.endswith('\n')]   # a line that was broken off is made again
-    if len(whole) < len(said): table.write_text(''.join(whole))
-    def write(rows):
-        with open(table, 'a') as f: f.write(''.join(json.dumps(r) + '\n' for r in rows))
-    return [json.loads(line) for line in whole], write
 
 # %% ../nbs/11_benchmark.ipynb #ba827b45
 HIGHER = dict(iou='mask IoU', took='edits that took', kept='other slots kept', inside='inside, dB', outside='outside, dB', **{'outside ssim': 'outside, SSIM'}, decoded='outside as decoded, dB')

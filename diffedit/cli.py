@@ -9,6 +9,7 @@ __all__ = ['app', 'run_demo', 'run_edit', 'run_mask', 'run_bench', 'run_app', 'r
 import json, os, sys, textwrap, time, warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 import typer
@@ -23,17 +24,40 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_
 
 # %% ../nbs/20_cli.ipynb #f8c19fac
 CAPTIONS = ('source', 'target', 'negative')
-PAINTING = ('steps', 'ratio', 'guidance', 'seed', 'inversion', 'iterations', 'inversion_guidance', 'eta', 'feather')   # fields of `Settings`,
-MASKING = ('draws', 'strength', 'threshold', 'rule', 'smooth', 'guided', 'fill', 'specks', 'largest', 'dilate', 'change')                   # and of `Recipe`
+PAINTING = ('steps', 'ratio', 'guidance', 'seed', 'inversion', 'iterations', 'inversion_guidance', 'eta', 'feather')   # fields of `Settings`
+
+def masking(
+    recipe: str | None = None,         # How the mask is found: default, paper, seed, seed-variant or diffusers.
+    draws: int | None = None,          # Noises that the mask is averaged over.
+    strength: float | None = None,     # How far into the noise the mask is looked for, between 0 and 1.
+    threshold: float | None = None,    # Heat above which a pixel is edited, 0 up to 1: lower edits more.
+    rule: str | None = None,           # What the threshold means: fixed (heat), quantile (share of pixels left alone), otsu (none is needed).
+    smooth: float | None = None,       # Blur of the heat: its standard deviation as a share of the picture's side.
+    guided: float | None = None,       # Let the heat's edges follow the picture's within this share of its side, up to 0.4; 0 does not.
+    fill: bool | None = None,          # Fill holes in the mask.
+    specks: float | None = None,       # Drop parts of the mask smaller than this share of the picture.
+    largest: bool | None = None,       # Keep the mask's largest part alone.
+    dilate: int | None = None,         # Grow the mask by so many pixels of the size that the model works at; negative shrinks it.
+):
+    "The options of a mask, which two commands share: their `**masking`."
+
+MASKING = tuple(docments(masking, returns=False))   # all but the first are fields of `Recipe`, as is an edit's `change`
+PANELS = dict.fromkeys((*MASKING, 'change'), "The mask (by default the recipe's own)")
 
 def command(name: str, argument: str = '', **short: str) -> Callable:
     "Register a function as a command: `argument` is given by its place, all else as `--options`, helped by the comments in its signature."
     def register(f):
-        for p, said in docments(f, returns=False).items():
-            panel = 'The mask (by default the recipe\'s own)' if p in ('recipe', *MASKING) else 'The repainting (by default the model\'s own)' if p in PAINTING and 'steps' in f.__annotations__ else None
-            flags = [*([short[p]] if p in short else []), '--' + p.replace('_', '-')]
-            kind = typer.Argument(help=said, metavar=p.upper()) if p == argument else typer.Option(*flags, help=said, rich_help_panel=panel)
-            f.__annotations__[p] = Annotated[f.__annotations__[p], kind]
+        own, said, panels = dict(signature(f).parameters), docments(f, returns=False), dict(PANELS)
+        if own.pop('masking', None): own, said = own | signature(masking).parameters, said | docments(masking, returns=False)
+        if 'steps' in own: panels |= dict.fromkeys(PAINTING, "The repainting (by default the model's own)")
+        order, takes = list(panels), []
+        for p in sorted(own, key=lambda p: order.index(p) if p in panels else -1):
+            kind, flag = own[p].annotation, '--' + p.replace('_', '-')
+            if kind == bool | None: flag += f'/--no-{p}'   # so that a setting from a file can be taken back
+            if p == argument: how = typer.Argument(help=said[p], metavar=p.upper())
+            else: how = typer.Option(*([short[p]] if p in short else []), flag, help=said[p], metavar='' if kind in (bool, bool | None) else None, rich_help_panel=panels.get(p))
+            takes.append(own[p].replace(annotation=Annotated[kind, how], kind=Parameter.KEYWORD_ONLY))
+        f.__signature__, f.__annotations__ = Signature(takes), {t.name: t.annotation for t in takes}
         return app.command(name)(f)
     return register
 
@@ -136,7 +160,8 @@ def edit_and_measure(before: 'Scene', after: 'Scene', seed: int, start: float) -
         f'  mask        {iou(e.changed.binary, truth):.2f} of 1: its overlap with the true mask (IoU)',
         f'  inside it   {psnr(e.image, wanted, truth):.1f} dB to the true edited picture; {psnr(picture, wanted, truth):.1f} dB before the edit',
         f'  outside it  {touched.sum()} of {away.sum()} pixels beyond its soft edge differ from the picture',
-        f'  work        {e.evaluations:.0f} evaluations of the network, {done - begun:.1f} s; {done - start:.1f} s with loading']
+        f'  work        {e.evaluations:.0f} evaluations of the network, {done - begun:.1f} s; {done - start:.1f} s with loading', '',
+        '(dB, decibels, say how close two pictures are: 20 is a difference one sees, 40 one hardly sees; 6 more is half the error.)']
 
 # %% ../nbs/20_cli.ipynb #9235f474
 @command('demo')
@@ -151,6 +176,7 @@ def run_demo(
         from diffedit.latents import InputError
         if seed is not None and seed < 0: raise InputError(f'seed: {seed}; wanted 0 or more')
         paths = {name: out/f'{name}.png' for name in ('source', 'heatmap', 'mask', 'result', 'strip')}
+        if out.exists() and not out.is_dir(): raise InputError(f'out: {str(out)!r} is a file; wanted a folder, or a name that is free')
         try:
             if made := not out.exists(): out.mkdir()
         except OSError as e: raise InputError(f'output: no folder {str(out)!r} can be made ({e.strerror})') from e
@@ -212,17 +238,6 @@ def run_edit(
     inpainter: str | None = None,      # An inpainting model, named likewise, that paints inside the mask; for still-life, still-life-inpainting.
     device: str | None = None,         # Where to run: cpu, cuda, mps; a GPU if there is one.
     dtype: str | None = None,          # Type of the weights: float32, float16, bfloat16; float16 on CUDA, else float32.
-    recipe: str | None = None,         # How the mask is found: default, paper, seed, seed-variant or diffusers.
-    draws: int | None = None,          # Noises that the mask is averaged over.
-    strength: float | None = None,     # How far into the noise the mask is looked for, between 0 and 1.
-    threshold: float | None = None,    # Heat above which a pixel is edited, 0 up to 1: lower edits more.
-    rule: str | None = None,           # What the threshold means: fixed (heat), quantile (share of pixels left alone), otsu (none is needed).
-    smooth: float | None = None,       # Blur of the heat: its standard deviation as a share of the picture's side.
-    guided: float | None = None,       # Let the heat's edges follow the picture's within this share of its side, up to 0.4; 0 does not.
-    fill: bool | None = None,          # Fill holes in the mask.
-    specks: float | None = None,       # Drop parts of the mask smaller than this share of the picture.
-    largest: bool | None = None,       # Keep the mask's largest part alone.
-    dilate: int | None = None,         # Grow the mask by so many pixels of the size that the model works at; negative shrinks it.
     change: int | None = None,         # Of what the mask covers, edit only pixels that repainting changes by more than this, of 255; 0: all.
     steps: int | None = None,          # Levels between the picture and pure noise.
     ratio: float | None = None,        # Share of them to go up, above 0 and up to 1: the strength of the edit.
@@ -233,9 +248,11 @@ def run_edit(
     eta: float | None = None,          # Share of fresh noise, 0 to 1: above 0, each seed paints another inside.
     seed: int | None = None,           # Decides the noise; the same seed gives the same file. 0 by default.
     feather: int | None = None,        # Soft edge of the edit, in pixels of the size that the model works at.
+    **masking,
 ):
     "Change what a picture shows. It is worked on at the model's size and written at its own."
-    options, start = {k: v for k, v in locals().items() if v is not None}, time.perf_counter()
+    options = {k: v for k, v in (locals() | masking).items() if v is not None}
+    start, changes = time.perf_counter(), {k: options[k] for k in (*MASKING[1:], 'change') if k in options}
     if target is None and settings is None: raise typer.BadParameter('say what the picture should show', param_hint='--target')
     with clean_end():
         from diffedit.editing import edit, make_settings
@@ -245,7 +262,8 @@ def run_edit(
         outputs = dict(image=output, mask=mask_out, heatmap=heatmap_out)
         outputs = {kind: path for kind, path in outputs.items() if path}
         check_outputs(list(outputs.values()), overwrite)
-        image, where = load_picture(picture), read_mask(mask) if mask else None
+        image = load_picture(picture)
+        where = read_mask(mask, image.size) if mask else None
         given, old = {k: options[k] for k in (*CAPTIONS, *PAINTING) if k in options}, carried(settings) if settings else {}
         if (was := old.pop('mask', None)) and not mask: raise InputError(f'mask: {str(settings)!r} was made with a mask of its own, {was!r}; give it with --mask')
         for k in old.pop('embeddings', []):
@@ -255,7 +273,7 @@ def run_edit(
             if (was := old.pop(k, None)) and not names[k]:
                 if was not in EMBEDDED: raise InputError(f'{k}: {str(settings)!r} was made with {was!r}; name it with --{k}')
                 names[k] = was
-        chosen = dict(source='', target='') | old | given | dict(recipe=chosen_recipe(recipe, old.get('recipe'), {k: options[k] for k in MASKING if k in options}))
+        chosen = dict(source='', target='') | old | given | dict(recipe=chosen_recipe(masking['recipe'], old.get('recipe'), changes))
         make_settings(LITERATURE, **chosen)   # refuses what no model takes, before one is loaded
         main, painter = load_model(names['model'] or 'still-life', device, dtype), load_model(names['inpainter'], device, dtype) if names['inpainter'] else None
         e = edit(main, image, **chosen, mask=where, inpainter=painter, progress=bar)
@@ -264,6 +282,7 @@ def run_edit(
         share, written = e.changed.binary.mean(), ', '.join(map(str, outputs.values()))
         if e.flagged: print(f"warning: the safety checker of {e.painter.name} objects to {output}", file=sys.stderr)
         if share: print(f'{written}: {share:.0%} of the picture edited in {e.evaluations:.0f} evaluations and {time.perf_counter() - start:.1f} s')
+        elif chosen['source'] == chosen['target']: print(f'{written}: both captions say the same, so there is nothing to edit, and the picture is as it was')
         elif e.mask.binary.any(): print(f'{written}: the repainting changed nothing, and the picture is as it was; more --guidance or another --target may')
         else: print(f'{written}: nothing to edit was found, and the picture is as it was; a lower --threshold finds more, and so do captions that differ more')
 
@@ -281,20 +300,10 @@ def run_mask(
     device: str | None = None,         # Where to run: cpu, cuda, mps; a GPU if there is one.
     dtype: str | None = None,          # Type of the weights: float32, float16, bfloat16.
     seed: int = 0,                     # Decides the noise.
-    recipe: str | None = None,         # How the mask is found: default, paper, seed, seed-variant or diffusers.
-    draws: int | None = None,          # Noises that the mask is averaged over.
-    strength: float | None = None,     # How far into the noise the mask is looked for, between 0 and 1.
-    threshold: float | None = None,    # Heat above which a pixel is edited, 0 up to 1: lower edits more.
-    rule: str | None = None,           # What the threshold means: fixed (heat), quantile (share of pixels left alone), otsu (none is needed).
-    smooth: float | None = None,       # Blur of the heat: its standard deviation as a share of the picture's side.
-    guided: float | None = None,       # Let the heat's edges follow the picture's within this share of its side, up to 0.4; 0 does not.
-    fill: bool | None = None,          # Fill holes in the mask.
-    specks: float | None = None,       # Drop parts of the mask smaller than this share of the picture.
-    largest: bool | None = None,       # Keep the mask's largest part alone.
-    dilate: int | None = None,         # Grow the mask by so many pixels of the size that the model works at; negative shrinks it.
+    **masking,
 ):
     "Write where an edit may paint, without editing. (Of that, an edit lays in what really changed: edit's --mask-out.)"
-    changes = {k: v for k, v in locals().items() if k in MASKING and v is not None}
+    changes = {k: masking[k] for k in MASKING[1:] if masking[k] is not None}
     with clean_end():
         from diffedit.editing import generate_mask, make_settings
         from diffedit.latents import load_picture
@@ -302,7 +311,7 @@ def run_mask(
         named = lambda path, i: path if len(target) == 1 else path.with_stem(f'{path.stem}-{i + 1}')
         outputs = {kind: [named(path, i) for i in range(len(target))] for kind, path in dict(mask=output, heatmap=heatmap_out).items() if path}
         check_outputs(sum(outputs.values(), []), overwrite)
-        image, how = load_picture(picture), dict(source=source, seed=seed, recipe=chosen_recipe(recipe, None, changes))
+        image, how = load_picture(picture), dict(source=source, seed=seed, recipe=chosen_recipe(masking['recipe'], None, changes))
         for t in target: make_settings(LITERATURE, target=t, **how)   # refuses what no model takes, before one is loaded
         masks = generate_mask(load_model(model, device, dtype), image, target=target, **how)
         made = dict(mask=[~m if invert else m for m in masks], heatmap=masks)
@@ -375,7 +384,10 @@ def run_app(
             page.write_text(app_notebook(model, device))
             print(f'http://127.0.0.1:{port}/  (Ctrl-C ends it)', flush=True)
             own = dict(ip='127.0.0.1', port=port, open_browser=not no_browser, log_level='ERROR', tornado_settings=dict(websocket_max_message_size=100_000_000))   # a file too large must arrive to be refused
-            Voila.launch_instance([str(page)], config=Config(Voila=own))
+            kernel = {}
+            if sys.platform == 'linux':   # page and kernel speak through files that no other user opens, not through ports
+                kernel, os.environ['JUPYTER_RUNTIME_DIR'] = dict(transport='ipc'), folder
+            Voila.launch_instance([str(page)], config=Config(Voila=own, KernelManager=kernel))
 
 # %% ../nbs/20_cli.ipynb #d35a1277
 def about() -> Iterator[str]:
@@ -395,11 +407,16 @@ def about() -> Iterator[str]:
 # %% ../nbs/20_cli.ipynb #e4bb084b
 @command('info', argument='picture')
 def run_info(
-    picture: Path | None = None,  # An edited PNG: show the settings that it carries.
+    picture: Path | None = None,  # An edited PNG, or the folder of a saved edit: show the settings that it carries.
 ):
     "Show versions, the embedded model and devices, or the settings that an edited picture carries."
     with clean_end():
-        print(*([f'{k:<10} {v!r}' for k, v in carried(picture).items()] if picture else about()), sep='\n')
+        if not picture: return print(*about(), sep='\n')
+        said = carried(picture/'result.png' if picture.is_dir() else picture)
+        recipe = said.pop('recipe')
+        for k, v in said.items(): print(f'{k:<19} {v!r}')
+        print("the mask's recipe")
+        for k, v in recipe.items(): print(f'  {k:<17} {v!r}')
 
 # %% ../nbs/20_cli.ipynb #e2b04640
 def main():

@@ -152,7 +152,7 @@ class Edit:
 
     def with_mask(self, mask) -> 'Edit':
         "The edit under a mask of one's own (`Mask`, image, path or array, white where to edit), with the same inversion."
-        return replace(self, draws=None)._with(Mask.given(mask, self.mask.heatmap.shape, self.mask.cells))
+        return replace(self, draws=None)._with(Mask.given(read_mask(mask, self.picture.size), self.mask.heatmap.shape, self.mask.cells))
 
     def _with(self, mask: Mask, draws: Draws | None = None, cost: dict | None = None) -> 'Edit':
         new = replace(self, mask=mask, cost=cost or {})
@@ -160,13 +160,14 @@ class Edit:
         return _finish([replace(new, draws=replace(draws, recipe=mask.recipe), settings=replace(self.settings, recipe=mask.recipe))])[0]
 
     def strip(self, height: int | None = None) -> Image.Image:
-        "Picture, heatmap, mask and result in one labelled row, by default as tall as the picture was worked on."
+        "Picture, heatmap (or the mask that was given), mask and result in one labelled row, by default as tall as the picture was worked on."
         heat = Image.fromarray(np.uint8(self.mask.heatmap*255))
-        return labelled([self.picture, heat, self.changed.image(), self.image], ['picture', 'heatmap', 'mask', 'result'], height or heat.height)
+        return labelled([self.picture, heat, self.changed.image(), self.image], ['picture', 'heatmap' if self.draws else 'given', 'mask', 'result'], height or heat.height)
 
     def _repr_html_(self) -> str:
         "The strip, where the heat was cut, and, folded, what it cost and all settings."
-        shown = ''.join(f'<div>{embedded(im, alt)}</div>' for im, alt in ((self.strip(), f'picture, heatmap, mask and result: {self!r}'), (heat_and_cut(self.mask), 'the heatmap with its scale, and how much of the picture is how hot')))
+        shown = f"<div>{embedded(self.strip(), f'picture, heatmap, mask and result: {self!r}')}</div>"
+        if self.draws: shown += f"<div>{embedded(heat_and_cut(self.mask), 'the heatmap with its scale, and how much of the picture is how hot')}</div>"
         spent = {k: f'{c.evaluations:g} evaluations, {c.seconds:.2f} s' for k, c in self.cost.items()}
         rows = ''.join(f'<tr><td>{html.escape(str(k))}</td><td>{html.escape(str(v))}</td></tr>' for k, v in {**spent, **self.carries()}.items())
         return f'{shown}<details><summary>{html.escape(repr(self))}: {self.evaluations:g} evaluations, and its settings</summary><table>{rows}</table></details>'
@@ -224,7 +225,7 @@ def heat_and_cut(mask: Mask) -> Image.Image:
 def embedded(image: Image.Image, alt: str) -> str:
     "An image inside a page."
     out = io.BytesIO()
-    image.save(out, 'WEBP', quality=90)
+    image.save(out, 'WEBP', quality=80, method=6)
     return f'<img alt="{html.escape(alt)}" src="data:image/webp;base64,{base64.b64encode(out.getvalue()).decode()}">'
 
 # %% ../nbs/07_editing.ipynb #c85232de
@@ -440,7 +441,8 @@ def edit(
     painter.schedule.levels(settings[0].steps)
     if painter is not model and type(painter).surroundings is Model.surroundings: raise InputError(f'inpainter: {painter.name} does not see what is around a mask; wanted an inpainting model, whose UNet takes the mask too')
     if painter is not model and eta: raise InputError(f'eta: {eta}; an inpainting model starts from fresh noise as it is; wanted 0')
-    pictures, masks = [load_picture(p) for p in (picture if many else [picture])], [None if m is None else read_mask(m) for m in masks]
+    pictures = [load_picture(p) for p in (picture if many else [picture])]
+    masks = [None if m is None else read_mask(m, p.size) for m, p in zip(masks, pictures)]
     groups = defaultdict(list)
     for i, p in enumerate(pictures): groups[tuple(working_size(p.size, m.native_size, m.size_multiple) for m in (model, painter)) + (masks[i] is None,)].append(i)
     edits = {}

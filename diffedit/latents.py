@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np, torch
 from PIL import Image, ImageOps
 from torch import Tensor
+from .scenes import compact
 
 # %% ../nbs/01_latents.ipynb #3cfc460b
 class InputError(ValueError):
@@ -146,14 +147,13 @@ def show_figure(
     fig,            # a matplotlib figure
     alt: str = '',  # what it shows, in words
 ):
-    "Show a figure in 256 colours, sharp on screens with two pixels a dot: small enough for a page with many."
+    "Show a figure in few colours, sharp on screens with two pixels a dot: small enough for a page with many."
     import matplotlib.pyplot as plt
     from IPython.display import Image as Shown, display
-    drawn, small = io.BytesIO(), io.BytesIO()
+    drawn = io.BytesIO()
     fig.savefig(drawn, dpi=2*fig.dpi, bbox_inches='tight', pad_inches=.04)
-    image = Image.open(drawn).convert('RGB').quantize(256, dither=Image.Dither.NONE)
-    image.save(small, 'PNG', optimize=True)
-    display(Shown(small.getvalue(), width=image.width//2, alt=alt or None))
+    image = Image.open(drawn)
+    display(Shown(compact(image), width=image.width//2, alt=alt or None))
     plt.close(fig)   # or a notebook shows it once more
 
 # %% ../nbs/01_latents.ipynb #c5f2eed4

@@ -303,13 +303,18 @@ def follow(
 # %% ../nbs/04_mask.ipynb #54ba1622
 def read_mask(
     mask: 'Image.Image | str | os.PathLike | np.ndarray | Mask',  # white where to edit; an array may hold booleans, 0 and 1, uint8, or floats from 0 to 1
+    of: tuple[int, int] | None = None,  # width and height of the picture that it is of
 ) -> np.ndarray:  # booleans (H, W)
-    "A mask of one's own, from an image, a path, an array or a `Mask`. What is transparent is not edited. `InputError` for what is no picture."
+    "A mask of one's own, from an image, a path, an array or a `Mask`. What is transparent is not edited. `InputError` for what is no picture, or of other proportions by more than a tenth, which is what rounding to whole cells may do."
     if isinstance(mask, Mask): return mask.binary
-    if isinstance(mask, np.ndarray) and mask.ndim == 2 and mask.size and mask.dtype.kind in 'bui' and mask.max() <= 1 and mask.min() >= 0: return mask > 0
-    image = as_image(mask, 'mask')
-    grey = np.asarray(image.convert('L'), dtype=float)
-    return (grey*np.asarray(image.getchannel('A'))/255 if image.mode == 'RGBA' else grey) >= 128
+    if isinstance(mask, np.ndarray) and mask.ndim == 2 and mask.size and mask.dtype.kind in 'bui' and mask.max() <= 1 and mask.min() >= 0: found = mask > 0
+    else:
+        image = as_image(mask, 'mask')
+        grey = np.asarray(image.convert('L'), dtype=float)
+        found = (grey*np.asarray(image.getchannel('A'))/255 if image.mode == 'RGBA' else grey) >= 128
+    h, w = found.shape
+    if of and not .9 < w*of[1]/(h*of[0]) < 1/.9: raise InputError(f'mask: {w}×{h} pixels; wanted the proportions of the picture, {of[0]}×{of[1]}')
+    return found
 
 # %% ../nbs/04_mask.ipynb #fab70ac8
 @dataclass(frozen=True, eq=False)

@@ -37,6 +37,7 @@ def read_runs(
     if border: mask[[0, -1]] = mask[:, [0, -1]] = True
     return mask
 
+# %% ../nbs/12_piebench.ipynb #427b2834
 @dataclass(frozen=True, eq=False)
 class PieCase:
     "An edit of PIE-Bench, as a method of the benchmark takes it."
@@ -59,6 +60,7 @@ class PieCase:
         "The annotators' mask, booleans (H, W)."
         return np.asarray(Image.fromarray(self.mask).resize((size, size), Image.Resampling.NEAREST))
 
+# %% ../nbs/12_piebench.ipynb #69085a1b
 def read_piebench(
     folder: 'str | os.PathLike',           # with `mapping_file.json` and `annotation_images/`
     kinds: Sequence[str] = PIE_KINDS,

@@ -6,7 +6,7 @@
 __all__ = ['FAMILIES', 'Scene', 'render', 'captions', 'change', 'true_mask', 'Bowl', 'Animal', 'Plumber', 'random_scene']
 
 # %% ../nbs/00_scenes.ipynb #9466af75
-import math, random
+import io, math, random
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -734,10 +734,14 @@ def sheet(pictures: list, columns: int = 8) -> Image.Image:
     for i, p in enumerate(pictures): out.paste(p, (i % columns*(w + 2), i//columns*(h + 2)))
     return out
 
+def compact(image: Image.Image) -> bytes:
+    "A picture for a page with many: a PNG of 128 colours or a JPEG, whichever is smaller."
+    png, jpeg = io.BytesIO(), io.BytesIO()
+    image.convert('RGB').quantize(128, kmeans=1, dither=Image.Dither.NONE).save(png, 'PNG', optimize=True)
+    image.convert('RGB').save(jpeg, 'JPEG', quality=75, optimize=True)
+    return min(png.getvalue(), jpeg.getvalue(), key=len)
+
 def show_sheet(pictures: list, columns: int = 8, alt: str = ''):
-    "The same on a page, as JPEG; `alt` says it to those who can't see it."
-    from io import BytesIO
+    "The same on a page; `alt` says it to those who can't see it."
     from IPython.display import Image as Shown
-    small = BytesIO()
-    sheet(pictures, columns).save(small, 'JPEG', quality=88)
-    return Shown(small.getvalue(), alt=alt)
+    return Shown(compact(sheet(pictures, columns)), alt=alt)

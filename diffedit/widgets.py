@@ -10,6 +10,7 @@ import base64, html, io, threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 import ipywidgets as w, numpy as np
+from fastcore.basics import patch
 from PIL import Image
 from .editing import Edit, edit, worked
 from .inpainting import composite, feather
@@ -80,28 +81,32 @@ class MaskTuner(w.VBox):
         heat = self.edit.mask.heatmap if self.apart is None else picture_heat(self.apart, self.images, self.recipe)[0].cpu().numpy()
         return replace(self.edit.mask, heatmap=heat, recipe=self.recipe)
 
-    def show(self):
-        "Draw the mask, what is laid in, and the result."
-        from matplotlib import colormaps
-        from skimage.segmentation import find_boundaries
-        e, mask = self.edit, self.mask
-        small, heat = np.asarray(to_images(self.images)[0], float), mask.heatmap[..., None]
-        glow = (1 - .75*heat)*small + .75*heat*255*colormaps['inferno'](mask.heatmap)[..., :3]
-        glow[find_boundaries(mask.binary, mode='inner')] = 255
-        soft = feather(mask if e.moved is None else mask & e.moved, e.picture.size, self.feather.value)
-        self.heat.value = png(Image.fromarray(glow.astype(np.uint8)))
-        self.laid.value = png(composite(Image.new('RGB', e.picture.size, 'white'), e.decoded, soft))
-        self.result.value = png(composite(e.picture, e.decoded, soft))
-        beyond = (mask.latent & ~e.mask.latent).sum()
-        self.message.say(f'{mask.binary.mean():.0%} of the picture' + (f'; {beyond} cells reach beyond what was painted: repaint' if beyond else ''))
-        self.code.value = f"<pre>e = e.with_recipe(rule='fixed', threshold={self.threshold.value:g}, smooth={self.smooth.value:g}, dilate={self.dilate.value}).with_feather({self.feather.value})</pre>" if e.draws else ''
+# %% ../nbs/21_widgets.ipynb #f6c25bac
+@patch
+def show(self: MaskTuner):
+    "Draw the mask, what is laid in, and the result."
+    from matplotlib import colormaps
+    from skimage.segmentation import find_boundaries
+    e, mask = self.edit, self.mask
+    small, heat = np.asarray(to_images(self.images)[0], float), mask.heatmap[..., None]
+    glow = (1 - .75*heat)*small + .75*heat*255*colormaps['inferno'](mask.heatmap)[..., :3]
+    glow[find_boundaries(mask.binary, mode='inner')] = 255
+    soft = feather(mask if e.moved is None else mask & e.moved, e.picture.size, self.feather.value)
+    self.heat.value = png(Image.fromarray(glow.astype(np.uint8)))
+    self.laid.value = png(composite(Image.new('RGB', e.picture.size, 'white'), e.decoded, soft))
+    self.result.value = png(composite(e.picture, e.decoded, soft))
+    beyond = (mask.latent & ~e.mask.latent).sum()
+    self.message.say(f'{mask.binary.mean():.0%} of the picture' + (f'; {beyond} cells reach beyond what was painted: repaint' if beyond else ''))
+    self.code.value = f"<pre>e = e.with_recipe(rule='fixed', threshold={self.threshold.value:g}, smooth={self.smooth.value:g}, dilate={self.dilate.value}).with_feather({self.feather.value})</pre>" if e.draws else ''
 
-    def paint(self):
-        "Paint again under the mask that the sliders stand at."
-        self.edit = self.edit._with(self.mask).with_feather(self.feather.value)
-        self.look()
-        self.show()
+@patch
+def paint(self: MaskTuner):
+    "Paint again under the mask that the sliders stand at."
+    self.edit = self.edit._with(self.mask).with_feather(self.feather.value)
+    self.look()
+    self.show()
 
+# %% ../nbs/21_widgets.ipynb #3ef35337
 def mask_tuner(
     edit: Edit,
 ) -> MaskTuner:
@@ -149,7 +154,7 @@ class Studio(w.VBox):
         small = dict(layout=w.Layout(width='210px'), style=dict(description_width='100px'))
         self.family = w.Dropdown(options=list(FAMILIES), description='a scene', **small)
         self.scene = w.BoundedIntText(value=1, min=0, max=999_999, description='number', **small)
-        self.draw, self.upload = w.Button(description='Draw'), w.FileUpload(accept='.png,.jpg,.jpeg,.webp', description='Upload a picture')
+        self.draw, self.upload = w.Button(description='Draw'), w.FileUpload(accept='.png,.jpg,.jpeg,.webp', description='Upload a picture', layout=w.Layout(width='auto'))
         self.source = w.Text(description='shows', placeholder='a bowl of strawberries', **wide)
         self.target = w.Text(description='should show', placeholder='a bowl of oranges', **wide)
         self.ratio = w.FloatSlider(value=d['ratio'], min=.1, max=1, step=.05, description='ratio', **wide)
@@ -167,74 +172,91 @@ class Studio(w.VBox):
         super().__init__([row(box, asked), self.made])
         self.draw_scene()
 
-    def draw_scene(self):
-        "Draw the scene of this family and seed, and say what it shows."
-        drawn = random_scene(self.scene.value, self.family.value)
-        self.put(render(drawn, self.model.native_size), f"picture = render(random_scene({self.scene.value}, {self.family.value!r}), {self.model.native_size})")
-        self.source.value = next(c for c in captions(drawn) if c.startswith('a'))
-        self.message.say('Say what it should show instead, and press Edit.')
+# %% ../nbs/21_widgets.ipynb #9d7864d0
+@patch
+def put(self: Studio, picture: Image.Image, origin: str):
+    self.picture, self.origin, self.shown.value, self.made.children = picture, origin, png(picture), ()
 
-    def take(self):
-        "Take the uploaded picture, if it is one."
-        if not self.upload.value: return
-        file = self.upload.value[-1]
-        if (size := len(file['content'])) > self.most: raise InputError(f"picture: {file['name']!r} has {size/1e6:.1f} MB; wanted at most {self.most/1e6:g}")
-        self.put(load_picture(bytes(file['content'])), f"picture = {file['name']!r}")
-        self.source.value = ''
-        self.message.say('Say what it shows, and what it should show instead.')
 
-    def put(self, picture: Image.Image, origin: str):
-        self.picture, self.origin, self.shown.value, self.made.children = picture, origin, png(picture), ()
+@patch
+def draw_scene(self: Studio):
+    "Draw the scene of this family and seed, and say what it shows."
+    drawn = random_scene(self.scene.value, self.family.value)
+    self.put(render(drawn, self.model.native_size), f"picture = render(random_scene({self.scene.value}, {self.family.value!r}), {self.model.native_size})")
+    self.source.value = next(c for c in captions(drawn) if c.startswith('a'))
+    self.message.say('Say what it should show instead, and press Edit.')
 
-    def start(self):
-        "Begin to edit, in a thread of its own."
-        if self._thread and self._thread.is_alive(): return
-        self._stop.clear()
-        self.go.disabled, self.stop.disabled, self.bar.value = True, False, 0
-        self.message.say('Looking for the place …')
-        self._thread = threading.Thread(target=self.work, daemon=True)
-        self._thread.start()
 
-    def progress(self, steps: Sequence, desc: str = '') -> 'Sequence':
-        "Wrap the steps of an edit: move the bar, and stop when that was asked for."
-        steps = list(steps)
-        self.bar.value, self.bar.max = 0, len(steps)
-        self.message.say(f'{desc} …')
-        for step in steps:
-            if self._stop.is_set(): raise Stopped
-            yield step
-            self.bar.value += 1
+@patch
+def take(self: Studio):
+    "Take the uploaded picture, if it is one."
+    if not self.upload.value: return
+    file = self.upload.value[-1]
+    if (size := len(file['content'])) > self.most: raise InputError(f"picture: {file['name']!r} has {size/1e6:.1f} MB; wanted at most {self.most/1e6:g}")
+    self.put(load_picture(bytes(file['content'])), f"picture = {file['name']!r}")
+    self.source.value = ''
+    self.message.say('Say what it shows, and what it should show instead.')
 
-    def work(self):
-        "Edit and show what came of it, or say why not."
-        def run():
-            try: self.show(edit(self.model, self.picture, self.source.value, self.target.value, self.seed.value, ratio=self.ratio.value, guidance=self.guidance.value, progress=self.progress))
-            except Stopped: self.message.say('Stopped.')
-        self.message.guard(run)()
-        self.go.disabled, self.stop.disabled = False, True
+# %% ../nbs/21_widgets.ipynb #4ec55a9e
+@patch
+def start(self: Studio):
+    "Begin to edit, in a thread of its own."
+    if self._thread and self._thread.is_alive(): return
+    self._stop.clear()
+    self.go.disabled, self.stop.disabled, self.bar.value = True, False, 0
+    self.message.say('Looking for the place …')
+    self._thread = threading.Thread(target=self.work, daemon=True)
+    self._thread.start()
 
-    def wait(self):
-        "Until the edit is done."
-        if self._thread: self._thread.join()
 
-    def show(self, e: Edit):
-        "The tuner, the comparison, the code and the file."
-        self.edit, s = e, e.settings
-        tuner, both, link = mask_tuner(e), compare(e), w.HTML()
-        def offer(*_):
-            link.value = f'<a download="edit.png" href="data:image/png;base64,{base64.b64encode(tuner.result.value).decode()}">Download the result (PNG)</a>'
-            both.pictures = e.picture.convert('RGB'), Image.open(io.BytesIO(tuner.result.value)).convert('RGB')
-            both.show()
-        tuner.result.observe(offer, 'value')
-        offer()
-        code = f"""from diffedit.editing import edit
+@patch
+def progress(self: Studio, steps: Sequence, desc: str = '') -> 'Sequence':
+    "Wrap the steps of an edit: move the bar, and stop when that was asked for."
+    steps = list(steps)
+    self.bar.value, self.bar.max = 0, len(steps)
+    self.message.say(f'{desc} …')
+    for step in steps:
+        if self._stop.is_set(): raise Stopped
+        yield step
+        self.bar.value += 1
+
+
+@patch
+def work(self: Studio):
+    "Edit and show what came of it, or say why not."
+    def run():
+        try: self.show(edit(self.model, self.picture, self.source.value, self.target.value, self.seed.value, ratio=self.ratio.value, guidance=self.guidance.value, progress=self.progress))
+        except Stopped: self.message.say('Stopped.')
+    self.message.guard(run)()
+    self.go.disabled, self.stop.disabled = False, True
+
+
+@patch
+def wait(self: Studio):
+    "Until the edit is done."
+    if self._thread: self._thread.join()
+
+# %% ../nbs/21_widgets.ipynb #b99b889b
+@patch
+def show(self: Studio, e: Edit):
+    "The tuner, the comparison, the code and the file."
+    self.edit, s = e, e.settings
+    tuner, both, link = mask_tuner(e), compare(e), w.HTML()
+    def offer(*_):
+        link.value = f'<a download="edit.png" href="data:image/png;base64,{base64.b64encode(tuner.result.value).decode()}">Download the result (PNG)</a>'
+        both.pictures = e.picture.convert('RGB'), Image.open(io.BytesIO(tuner.result.value)).convert('RGB')
+        both.show()
+    tuner.result.observe(offer, 'value')
+    offer()
+    code = f"""from diffedit.editing import edit
 from diffedit.models import load_model
 from diffedit.scenes import random_scene, render
 {self.origin}
 e = edit(load_model({self.model.name!r}), picture, {s.source!r}, {s.target!r}, seed={s.seed}, ratio={s.ratio:g}, guidance={s.guidance:g})"""
-        self.made.children = (tuner, both, link, w.HTML(f'<pre>{html.escape(code)}</pre>'))
-        self.message.say(f'{e.changed.binary.mean():.0%} of the picture was changed.' if e.changed.binary.any() else 'Nothing was changed: the captions make no difference that the model sees.')
+    self.made.children = (tuner, both, link, w.HTML(f'<pre>{html.escape(code)}</pre>'))
+    self.message.say(f'{e.changed.binary.mean():.0%} of the picture was changed.' if e.changed.binary.any() else 'Nothing was changed: both captions say the same.' if s.source == s.target else 'Nothing was changed: the captions make no difference that the model sees.')
 
+# %% ../nbs/21_widgets.ipynb #4be1cb36
 def studio(
     model: Model,
     most: float = 5e6,   # the largest upload that is opened, in bytes
