@@ -237,7 +237,7 @@ def run_edit(
     model: str | None = None,          # One in the package (`diffedit info` lists them), a folder in diffusers' layout, or a hub repository owner/name; still-life by default.
     inpainter: str | None = None,      # An inpainting model, named likewise, that paints inside the mask; for still-life, still-life-inpainting.
     device: str | None = None,         # Where to run: cpu, cuda, mps; a GPU if there is one.
-    dtype: str | None = None,          # Type of the weights: float32, float16, bfloat16; float16 on CUDA, else float32.
+    dtype: str | None = None,          # Type of the weights: float32, float16, bfloat16; by default float16 on CUDA, float32 on a CPU, or bfloat16 there for a large model where that is quick.
     change: int | None = None,         # Of what the mask covers, edit only pixels that repainting changes by more than this, of 255; 0: all.
     steps: int | None = None,          # Levels between the picture and pure noise.
     ratio: float | None = None,        # Share of them to go up, above 0 and up to 1: the strength of the edit.
@@ -281,7 +281,7 @@ def run_edit(
         save_all({path: files[kind] if kind == 'image' else at_size(files[kind], image.size) for kind, path in outputs.items()}, overwrite)
         share, written = e.changed.binary.mean(), ', '.join(map(str, outputs.values()))
         if e.flagged: print(f"warning: the safety checker of {e.painter.name} objects to {output}", file=sys.stderr)
-        if share: print(f'{written}: {share:.0%} of the picture edited in {e.evaluations:.0f} evaluations and {time.perf_counter() - start:.1f} s')
+        if share: print(f'{written}: {share:.0%} of the picture edited in {e.evaluations:.0f} evaluations and {time.perf_counter() - start:.1f} s' + (f', with at most {e.memory/1e9:.1f} GB in use' if e.memory else ''))
         elif chosen['source'] == chosen['target']: print(f'{written}: both captions say the same, so there is nothing to edit, and the picture is as it was')
         elif e.mask.binary.any(): print(f'{written}: the repainting changed nothing, and the picture is as it was; more --guidance or another --target may')
         else: print(f'{written}: nothing to edit was found, and the picture is as it was; a lower --threshold finds more, and so do captions that differ more')

@@ -10,11 +10,12 @@ __all__ = ['INVERSIONS', 'Trajectory', 'entered', 'ddim', 'invert', 'reconstruct
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 import torch
 from torch import Tensor
 from .latents import InputError
-from .noise import Conditioning, Model, check_finite, guided_noise
-from .schedule import Level, add_noise, ddim_step, fresh_share
+from .noise import Conditioning, Model, check_finite, guided_noise, join
+from .schedule import Level, add_noise, ddim_step, fresh_share, stack
 
 # %% ../nbs/05_inversion.ipynb #5d3f22d4
 @dataclass(frozen=True, eq=False)
@@ -82,8 +83,11 @@ def invert(
     if guidance != 1: warnings.warn(f'inversion: guidance {guidance:g} on the way up makes the way back another; 1 remembers the picture best', stacklevel=2)
     check_finite(latents, 'encoding', model)
     steps = list(zip(levels, levels[1:]))
-    def predict(x, level, told=None): return guided_noise(model, check_finite(x, f'inversion, t = {level.t}', model), level, conditioning, unconditional, guidance, told)
-    way = INVERSIONS[method](predict, latents, progress(steps, desc='inversion'), iterations=iterations, tolerance=tolerance, generators=generators)
+    def predict(x, level, told=None):
+        n = len(x)//len(latents)   # levels at once
+        where = f', t = {level.t}' if n == 1 else ''
+        return guided_noise(model, check_finite(x, f'inversion{where}', model), level, *(c and join(*[c]*n) for c in (conditioning, unconditional)), guidance, told)
+    way = INVERSIONS[method](predict, latents, progress(steps, desc='inversion'), iterations=iterations, tolerance=tolerance, generators=generators, at_once=max(1, model.rows(latents)//len(latents)))
     check_finite(way[-1], f'inversion, t = {levels[-1].t}', model)
     return replace(way, levels=levels, method=method)
 
@@ -144,15 +148,18 @@ def belm(predict: Callable, latents: Tensor, steps: Sequence[tuple[Level, Level]
 INVERSIONS['belm'] = belm
 
 # %% ../nbs/05_inversion.ipynb #c1745c2e
-def edit_friendly(predict: Callable, latents: Tensor, steps: Sequence[tuple[Level, Level]], generators: Sequence[torch.Generator] = (), **_) -> Trajectory:
-    "Levels noised independently, and the noises that lead DDPM through them (Huberman-Spiegelglas et al. 2024): an evaluation a step. `InputError` without a generator a picture."
+def edit_friendly(predict: Callable, latents: Tensor, steps: Sequence[tuple[Level, Level]], generators: Sequence[torch.Generator] = (), at_once: int = 1, **_) -> Trajectory:
+    "Levels noised independently, and the noises that lead DDPM through them (Huberman-Spiegelglas et al. 2024): an evaluation a step, of `at_once` steps in one batch. `InputError` without a generator a picture."
     if len(generators) != len(latents): raise InputError(f'generators: {len(generators)} for {len(latents)} pictures; edit-friendly inversion draws noise, and wanted one each')
-    way, noises = [latents], []
-    for a, b in steps:
-        drawn = torch.stack([torch.randn(latents.shape[1:], generator=g) for g in generators]).to(latents)
-        way.append(add_noise(latents, b, drawn))
-        mean, share = ddim_step(*predict(way[-1], b), b, a, torch.zeros_like(latents), 1.), fresh_share(b, a)
-        noises.append((way[-2] - mean)/share if share else torch.zeros_like(latents))
+    way, noises, steps = [latents], [], iter(steps)
+    while part := list(islice(steps, at_once)):
+        levels = [b for _, b in part]
+        noised = [add_noise(latents, b, torch.stack([torch.randn(latents.shape[1:], generator=g) for g in generators]).to(latents)) for b in levels]
+        answers = predict(torch.cat(noised), stack(levels, latents))
+        for (a, b), x, noise, x0 in zip(part, noised, *(t.chunk(len(part)) for t in answers)):
+            mean, share = ddim_step(noise, x0, b, a, torch.zeros_like(latents), 1.), fresh_share(b, a)
+            noises.append((way[-1] - mean)/share if share else torch.zeros_like(latents))
+            way.append(x)
     return Trajectory([], way, noises=tuple(noises))
 
 INVERSIONS['edit-friendly'] = edit_friendly

@@ -49,7 +49,8 @@ class StableDiffusion(Model):
             if isinstance(part, nn.Module): part.eval()
         self.schedule = Schedule(DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False))
         self.name, self.defaults, self.words = name, {**LITERATURE, **(defaults or {})}, words
-        self.device, self.dtype = pipe._execution_device, self.unet.dtype   # where the parts run, though they may wait elsewhere
+        self.device = pipe._execution_device   # where the parts run, though they may wait elsewhere
+        self.dtype = torch.promote_types(self.unet.dtype, self.text_encoder.dtype)   # of latents; a network in coarser numbers is asked in its own
         self.factor, side = 2**(len(self.vae.config.block_out_channels) - 1), self.unet.config.sample_size
         self.native_size = self.factor*(side if isinstance(side, int) else max(side))
         self.size_multiple = self.factor*2**(len(self.unet.config.block_out_channels) - 1)
@@ -74,8 +75,20 @@ class StableDiffusion(Model):
     def predict(self, x: Tensor, level: Level, conditioning: Conditioning, told: Level | None = None) -> tuple[Tensor, Tensor]:
         x = x.to(self.device, self.dtype)
         self.evaluations += len(x)
-        output = self.unet(self._seen(x, conditioning), (told or level).t, encoder_hidden_states=conditioning['text'], added_cond_kwargs=self._added(x, conditioning)).sample
-        return to_noise(output, x, level, self.schedule.prediction)
+        t = torch.as_tensor((told or level).t, device=self.device).expand(len(x))
+        return to_noise(self._ask(x, t, conditioning), x, level, self.schedule.prediction)
+
+    def _ask(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        "The network's answer, in as many calls as it takes. Where a GPU's memory is full, calls are smaller from then on."
+        n = self.rows(x)
+        if len(x) <= n:
+            told = {k: None if v is None else v.to(self.unet.dtype) if isinstance(v, Tensor) else v for k, v in dict(encoder_hidden_states=conditioning['text'], added_cond_kwargs=self._added(x, conditioning)).items()}
+            try: return self.unet(self._seen(x, conditioning).to(self.unet.dtype), t, **told).sample.to(x.dtype)
+            except torch.OutOfMemoryError:
+                if len(x) == 1: raise
+                n = len(x)//2
+                self.cells = n*x[0, 0].numel()
+        return torch.cat([self._ask(x[i:i + n], t[i:i + n], {k: v[i:i + n] for k, v in conditioning.items()}) for i in range(0, len(x), n)])
 
     @torch.no_grad()
     def flagged(self, images: list) -> list[bool]:
@@ -107,7 +120,7 @@ class StableDiffusion(Model):
         near = {w: ' or '.join(map(repr, get_close_matches(w, self.words, 2, .75))) for w in strange}
         if strange: warnings.warn(f"caption: {self.name} has never seen {', '.join(f'{w!r} (did you mean {n}?)' if n else repr(w) for w, n in near.items())}; `diffedit info` lists its words", stacklevel=4)
 
-    def __repr__(self): return f'{self.name}: {self.native_size} px, {self.schedule.prediction}, {self.dtype} on {self.device}'.replace('torch.', '')
+    def __repr__(self): return f'{self.name}: {self.native_size} px, {self.schedule.prediction}, {self.unet.dtype} on {self.device}'.replace('torch.', '')
 
 # %% ../nbs/80_models.ipynb #3820b694
 class StableDiffusionXL(StableDiffusion):
@@ -193,6 +206,17 @@ def _pick_device(device) -> torch.device:
     "The device asked for, or the fastest. `InputError` for one that can't be used."
     try: return torch.zeros(1, device=device or devices()[0]).device
     except (RuntimeError, AssertionError) as e: raise InputError(f"device: {str(device)!r} can't be used; here there is {', '.join(devices())}") from e
+
+LARGE = 1e8   # weights of a network that bfloat16 makes quicker even for one picture
+
+def has_bfloat16(device: torch.device) -> bool:
+    "Whether a device computes with bfloat16 quickly: a GPU, or a CPU with units for it. Other CPUs emulate it, many times slower."
+    able = getattr(torch.cpu, 'get_capabilities', dict)()
+    return device.type != 'cpu' or bool(able.get('avx512_bf16') or able.get('amx_bf16'))
+
+def _coarsen(pipe):
+    "UNet and VAE in bfloat16, their weights as convolutions like them. Captions are read, and latents kept, in finer numbers."
+    for part in (pipe.unet, pipe.vae): part.to(torch.bfloat16).to(memory_format=torch.channels_last)
 
 def _pick_dtype(dtype, device: torch.device) -> torch.dtype:
     "The type asked for, by itself or by name, or the one that suits the device. `InputError` for one that it can't compute with."
@@ -342,7 +366,7 @@ def _add_loras(pipe, loras: Sequence[str | os.PathLike], pickle: bool):
 def load_model(
     name='still-life',          # one in the package, a folder in diffusers' layout, a hub repository 'owner/name', a .safetensors file; or a pipeline of diffusers, used as it is
     device: str | torch.device | None = None,     # where to run; a GPU if there is one
-    dtype: str | torch.dtype | None = None,       # type of the weights, itself or its name: 'float32', 'float16', 'bfloat16'; float16 on CUDA, else float32
+    dtype: str | torch.dtype | None = None,       # type of the weights, itself or its name: 'float32', 'float16', 'bfloat16'; by default float16 on CUDA, on a CPU float32, but bfloat16 for UNet and VAE of a large model where the CPU has units for it
     *,
     variant: str | None = None,                   # the files with this in their names: 'fp16'
     vae=None,                                     # another VAE: a folder, a hub repository, or the VAE itself
@@ -355,7 +379,7 @@ def load_model(
     quiet_libraries()
     if not isinstance(name, (str, os.PathLike)): return _wrap(name, device=device, dtype=dtype, variant=variant, vae=vae, lora=lora, config=config, offload=offload, pickle=pickle)
     device, name = _pick_device(device), os.fspath(name)
-    dtype, folder = _pick_dtype(dtype, device), EMBEDDED.get(name) or Path(name)
+    chosen, dtype, folder = dtype, _pick_dtype(dtype, device), EMBEDDED.get(name) or Path(name)
     if offload and device.type == 'cpu': raise InputError(f"offload: moves parts on and off an accelerator, and here there is {', '.join(devices())}; wanted a GPU")
     if folder.is_file() and variant: raise InputError(f'variant: {name!r} is one file; wanted a folder or a hub repository')
     if config and not folder.is_file(): raise InputError(f'config: {name!r} brings its own settings; wanted a .safetensors file as the model')
@@ -371,6 +395,7 @@ def load_model(
     if _overflows(pipe.vae): pipe.vae.to(torch.float32)
     if offload: pipe.enable_model_cpu_offload(device=device)
     else: pipe.to(device)
+    if chosen is None and device.type == 'cpu' and has_bfloat16(device) and pipe.unet.num_parameters() > LARGE: _coarsen(pipe)
     extra = json.loads((folder/'diffedit.json').read_text()) if (folder/'diffedit.json').is_file() else {}
     return family(pipe, extra.get('name', name), extra.get('defaults'), frozenset(extra['words']) if 'words' in extra else None)
 

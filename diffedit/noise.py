@@ -44,16 +44,21 @@ def embed(
     captions: list[str],  # texts, or `Embeddings`
 ) -> Conditioning:        # one row a caption
     "The conditioning of captions: the model reads the texts, and takes `Embeddings` as they are. `InputError` for embeddings of another shape than the model's own."
-    texts = [c for c in captions if not isinstance(c, Embeddings)]
-    read = iter(split(model.embed(texts)) if texts else ())
-    rows = [c.conditioning if isinstance(c, Embeddings) else next(read) for c in captions]
-    if len(texts) < len(captions):
+    texts = list(dict.fromkeys(c for c in captions if not isinstance(c, Embeddings)))   # each is read once
+    read = dict(zip(texts, split(model.embed(texts)))) if texts else {}
+    rows = [c.conditioning if isinstance(c, Embeddings) else read[c] for c in captions]
+    if any(isinstance(c, Embeddings) for c in captions):
         wanted = {k: tuple(v.shape[1:]) for k, v in model.embed(['']).items()}
         for c, row in zip(captions, rows):
             came = {k: tuple(v.shape[1:]) for k, v in row.items()} if isinstance(row, dict) else type(row).__name__
             if came != wanted or any(len(v) != 1 for v in row.values()): raise InputError(f'embeddings {str(c)!r}: {came}; wanted one row of {wanted}')
         rows = [{k: v.to(model.device, model.dtype) for k, v in row.items()} for row in rows]
     return join(*rows)
+
+# %% ../nbs/03_noise.ipynb #f95d78e9
+def twice(level: Level | None) -> Level | None:
+    "The level of a batch that is put in twice."
+    return level if not isinstance(getattr(level, 'alpha', None), Tensor) else Level(*(torch.cat([v, v]) for v in (level.t, level.alpha, level.sigma)))
 
 # %% ../nbs/03_noise.ipynb #1462700e
 def guided_noise(
@@ -67,7 +72,7 @@ def guided_noise(
 ) -> tuple[Tensor, Tensor]:        # the noise, and the clean latents it implies
     "Noise prediction with classifier-free guidance, both halves in one batch (Ho & Salimans 2022, eq. 6)."
     if guidance == 1: return model.predict(x, level, conditioning, told)
-    both = model.predict(torch.cat([x, x]), level, join(unconditional, conditioning), told)
+    both = model.predict(torch.cat([x, x]), twice(level), join(unconditional, conditioning), twice(told))
     return tuple(without + guidance*(with_ - without) for without, with_ in (half.chunk(2) for half in both))
 
 # %% ../nbs/03_noise.ipynb #ca4772cd
@@ -106,6 +111,7 @@ class Model(ABC):
     size_multiple: int      # both sides of a picture must be a multiple of this
     defaults: dict          # settings of `edit` that suit it: steps, ratio, guidance, draws, strength, threshold
     evaluations: int = 0    # samples that have gone through the network so far; `predict` counts them
+    cells: int = 2**14      # latent cells that go through the network at once; what is more, `predict` does in turn
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor: "Latents of pictures: the mean of the VAE's posterior, scaled as the network expects."
@@ -115,6 +121,10 @@ class Model(ABC):
     def embed(self, prompts: list[str]) -> Conditioning: "The conditioning of captions, one row each; warns of words that it has to cut."
     @abstractmethod
     def predict(self, x: Tensor, level: Level, conditioning: Conditioning, told: Level | None = None) -> tuple[Tensor, Tensor]: "The noise in `x`, which is at `level`, and the clean latents it implies. The network is told the time step of `level`, or of another level while inverting."
+
+    def rows(self, latents: Tensor) -> int:
+        "How many samples of the size of `latents` (B, C, h, w) go through the network at once; 1 or more."
+        return max(1, self.cells//latents[0, 0].numel())
 
     def surroundings(self, images: Tensor, mask: Tensor) -> Conditioning:
         "What a model that repaints under a mask (booleans (B, H, W), true where to paint) wants to see of the pictures, to go with `embed`'s; for others nothing."

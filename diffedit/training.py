@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from PIL import Image, ImageDraw, ImageFilter
 from .classifier import QUESTIONS, answers, by_question, new_classifier
-from .models import model_files, quiet_libraries
+from .models import has_bfloat16, model_files, quiet_libraries
 from .scenes import Scene, captions, change, random_scene, render, stream, true_mask
 
 # %% ../nbs/81_training.ipynb #6ab12393
@@ -102,7 +102,7 @@ def fit(
 ) -> nn.Module:         # the model with the mean of its weights
     "Train `model` to the plan's end, from its checkpoint in `folder` if there is one. `ValueError` if that was made under another plan."
     path, device = folder/f'{name}.safetensors', next(model.parameters()).device
-    coarse = device.type != 'cpu' or getattr(torch.cpu, 'get_capabilities', dict)().get('avx512_bf16', False)   # where bfloat16 is only emulated, it is slower
+    coarse = has_bfloat16(device)   # where it is only emulated, it is slower
     params = {k: p for k, p in model.named_parameters() if p.requires_grad}
     mean = {k: v.detach().clone() for k, v in params.items()}
     optimizer = torch.optim.AdamW(params.values(), plan.lr, betas=(.9, .99), weight_decay=1e-4, fused=True)
