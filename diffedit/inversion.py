@@ -87,7 +87,7 @@ def invert(
         n = len(x)//len(latents)   # levels at once
         where = f', t = {level.t}' if n == 1 else ''
         return guided_noise(model, check_finite(x, f'inversion{where}', model), level, *(c and join(*[c]*n) for c in (conditioning, unconditional)), guidance, told)
-    way = INVERSIONS[method](predict, latents, progress(steps, desc='inversion'), iterations=iterations, tolerance=tolerance, generators=generators, at_once=max(1, model.rows(latents)//len(latents)))
+    way = INVERSIONS[method](predict, latents, progress(steps, desc='inversion'), iterations=iterations, tolerance=tolerance, generators=generators, at_once=model.rows(latents)//len(latents))
     check_finite(way[-1], f'inversion, t = {levels[-1].t}', model)
     return replace(way, levels=levels, method=method)
 
@@ -155,7 +155,7 @@ def edit_friendly(predict: Callable, latents: Tensor, steps: Sequence[tuple[Leve
     while part := list(islice(steps, at_once)):
         levels = [b for _, b in part]
         noised = [add_noise(latents, b, torch.stack([torch.randn(latents.shape[1:], generator=g) for g in generators]).to(latents)) for b in levels]
-        answers = predict(torch.cat(noised), stack(levels, latents))
+        answers = predict(torch.cat(noised), stack(levels, latents) if len(part) > 1 else levels[0])
         for (a, b), x, noise, x0 in zip(part, noised, *(t.chunk(len(part)) for t in answers)):
             mean, share = ddim_step(noise, x0, b, a, torch.zeros_like(latents), 1.), fresh_share(b, a)
             noises.append((way[-1] - mean)/share if share else torch.zeros_like(latents))

@@ -51,6 +51,7 @@ class StableDiffusion(Model):
         self.name, self.defaults, self.words = name, {**LITERATURE, **(defaults or {})}, words
         self.device = pipe._execution_device   # where the parts run, though they may wait elsewhere
         self.dtype = torch.promote_types(self.unet.dtype, self.text_encoder.dtype)   # of latents; a network in coarser numbers is asked in its own
+        self.cells = 2**17 if self.device.type == 'cuda' else 2**14   # of latents that go through the network in one call; what is more, in turn
         self.factor, side = 2**(len(self.vae.config.block_out_channels) - 1), self.unet.config.sample_size
         self.native_size = self.factor*(side if isinstance(side, int) else max(side))
         self.size_multiple = self.factor*2**(len(self.unet.config.block_out_channels) - 1)
@@ -78,9 +79,11 @@ class StableDiffusion(Model):
         t = torch.as_tensor((told or level).t, device=self.device).expand(len(x))
         return to_noise(self._ask(x, t, conditioning), x, level, self.schedule.prediction)
 
+    def rows(self, latents: Tensor) -> int: return max(len(latents), self.cells//latents[0, 0].numel())
+
     def _ask(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         "The network's answer, in as many calls as it takes. Where a GPU's memory is full, calls are smaller from then on."
-        n = self.rows(x)
+        n = max(1, self.cells//x[0, 0].numel())
         if len(x) <= n:
             told = {k: None if v is None else v.to(self.unet.dtype) if isinstance(v, Tensor) else v for k, v in dict(encoder_hidden_states=conditioning['text'], added_cond_kwargs=self._added(x, conditioning)).items()}
             try: return self.unet(self._seen(x, conditioning).to(self.unet.dtype), t, **told).sample.to(x.dtype)

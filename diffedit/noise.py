@@ -111,7 +111,6 @@ class Model(ABC):
     size_multiple: int      # both sides of a picture must be a multiple of this
     defaults: dict          # settings of `edit` that suit it: steps, ratio, guidance, draws, strength, threshold
     evaluations: int = 0    # samples that have gone through the network so far; `predict` counts them
-    cells: int = 2**14      # latent cells that go through the network at once; what is more, `predict` does in turn
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor: "Latents of pictures: the mean of the VAE's posterior, scaled as the network expects."
@@ -123,8 +122,8 @@ class Model(ABC):
     def predict(self, x: Tensor, level: Level, conditioning: Conditioning, told: Level | None = None) -> tuple[Tensor, Tensor]: "The noise in `x`, which is at `level`, and the clean latents it implies. The network is told the time step of `level`, or of another level while inverting."
 
     def rows(self, latents: Tensor) -> int:
-        "How many samples of the size of `latents` (B, C, h, w) go through the network at once; 1 or more."
-        return max(1, self.cells//latents[0, 0].numel())
+        "How many samples of the size of `latents` (B, C, h, w) `predict` takes in one call; where that is more than B, it takes several levels too, as `stack` puts them together."
+        return len(latents)
 
     def surroundings(self, images: Tensor, mask: Tensor) -> Conditioning:
         "What a model that repaints under a mask (booleans (B, H, W), true where to paint) wants to see of the pictures, to go with `embed`'s; for others nothing."
