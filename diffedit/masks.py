@@ -60,9 +60,11 @@ def draw_noise(
     latents: Tensor,                        # (B, C, h, w)
     n: int,                                 # draws a picture
     generators: Sequence[torch.Generator],  # one a picture
+    antithetic: bool = False,               # half of them the negatives of the others (Hammersley & Morton 1956)
 ) -> Tensor:                                # standard normal, (B, n, C, h, w)
     "Noise for `n` draws of each picture, from each picture's own generator."
-    return torch.stack([torch.randn(n, *latents.shape[1:], generator=g) for g in generators]).to(latents)
+    noise = torch.stack([torch.randn((n + 1)//2 if antithetic else n, *latents.shape[1:], generator=g) for g in generators]).to(latents)
+    return torch.cat([noise, -noise], 1)[:, :n] if antithetic else noise
 
 def average(
     difference: Tensor,        # what two captions' signals differ by, (B, n, C, h, w)
@@ -116,7 +118,7 @@ def draw(
     if recipe.steps: down = model.schedule.levels(recipe.steps)[max(1, round(recipe.strength*recipe.steps))::-1]
     else: down = [model.schedule.level(recipe.strength)]
     if recipe.signal == 'denoised' and not down[0].alpha: raise InputError(f'strength: {recipe.strength}; of the picture nothing is left at t = {down[0].t}, and no way leads down from there; wanted less')
-    noised = add_noise(latents[:, None], down[0], draw_noise(latents, recipe.draws, generators))
+    noised = add_noise(latents[:, None], down[0], draw_noise(latents, recipe.draws, generators, recipe.antithetic))
     ask = lambda towards: answers(model, noised, down, source, recipe, towards)
     return Draws(recipe, down, noised, ask(1.), ask(-1.) if recipe.captions == 'source' else None)
 
@@ -238,6 +240,7 @@ class Recipe:
     captions: str = 'both'     # 'both': source against target; 'source': towards the source caption against away from it
     guidance: float = 1.       # pull of the captions, above 0; 1 asks without guidance. Of captions 'source', in lengths of the unconditional prediction
     draws: int = 10            # noises that the mask is averaged over
+    antithetic: bool = False   # half of them the negatives of the others
     strength: float = .5       # share of the way into the noise, in (0, 1)
     steps: int = 0             # the grid of levels that `strength` is counted on; 0: every level of the model
     channels: str = 'mean'     # how the channels' differences become one: 'mean' of their sizes, or their Euclidean 'norm'
@@ -254,7 +257,7 @@ class Recipe:
     dilate: int = 0            # grow the mask by so many working pixels; negative shrinks it
     change: int = 0            # lay into the picture only what repainting changed by more than this, of 255; 0: all that the mask covers
 
-    ASKED = 'signal', 'captions', 'guidance', 'draws', 'strength', 'steps'       # decide what the model is asked,
+    ASKED = 'signal', 'captions', 'guidance', 'draws', 'antithetic', 'strength', 'steps'   # decide what the model is asked,
     HEAT = *ASKED, 'channels', 'rescale', 'cut', 'smooth', 'enlarge', 'guided'   # and these the heatmap
 
     def alike(self, other: 'Recipe', names: Sequence[str]) -> bool:

@@ -110,6 +110,7 @@ class Model(ABC):
     native_size: int        # side of the square pictures that it was trained on, in pixels
     size_multiple: int      # both sides of a picture must be a multiple of this
     defaults: dict          # settings of `edit` that suit it: steps, ratio, guidance, draws, strength, threshold
+    presets: dict[str, dict] = {}   # what of that is otherwise when less or more is to be spent: 'fast' and 'best'
     evaluations: int = 0    # samples that have gone through the network so far; `predict` counts them
 
     @abstractmethod

@@ -393,7 +393,8 @@ def classifier_loss(
     return loss
 
 # %% ../nbs/81_training.ipynb #bf303310
-DEFAULTS = dict(steps=25, ratio=1., guidance=2., draws=16, strength=.6, threshold=.25, guided=1/8, change=24, inversion='edit-friendly', feather=1)
+DEFAULTS = dict(steps=15, ratio=1., guidance=1., draws=4, antithetic=True, strength=.8, threshold=.25, guided=1/8, change=24, inversion='edit-friendly', feather=1, otherwise=dict(guidance=2.))
+PRESETS = dict(fast=dict(steps=8, draws=2), best=dict(steps=25, draws=16))
 
 # %% ../nbs/81_training.ipynb #fb958e64
 @contextmanager
@@ -412,7 +413,8 @@ def export(
     model: nn.ModuleDict,   # UNet and text encoder
     tokenizer,
     name: str = 'still-life',
-    defaults: dict = DEFAULTS,       # settings of `edit` that suit it
+    defaults: dict = DEFAULTS,       # settings of `edit` that suit it,
+    presets: dict = PRESETS,         # and what of them is otherwise when less or more is to be spent
     prediction: str = 'epsilon',     # what the UNet predicts: 'epsilon' or 'v_prediction'
     shares: str | None = None,       # the folder beside it that has the same VAE, text encoder and tokenizer; they are not written again
 ):
@@ -430,7 +432,7 @@ def export(
         _write_vocabulary(new/'tokenizer', bpe['vocab'], bpe['merges'])
         if shares:
             for part in ('vae', 'text_encoder', 'tokenizer'): shutil.rmtree(new/part)
-        about = dict(name=name, **(dict(shares=shares) if shares else {}), defaults=defaults, words=all_words())
+        about = dict(name=name, **(dict(shares=shares) if shares else {}), defaults=defaults, presets=presets, words=all_words())
         (new/'diffedit.json').write_text(json.dumps(about, indent=1))
 
 def export_classifier(folder: Path, classifier: nn.Module):
