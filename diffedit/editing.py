@@ -156,16 +156,20 @@ class Edit:
         new, old = suited_recipe(self.model.defaults, recipe or self.settings.recipe, **changes), self.settings.recipe
         if new.alike(old, Recipe.HEAT): return self._with(replace(self.mask, recipe=new))
         with stage(spent := {}, 'mask', 1, self.model):
-            draws = replace(self.draws, recipe=new) if new.alike(old, Recipe.ASKED) else _draw(self.model, worked(self.model, [self.picture]), [replace(self.settings, recipe=new)])
-            mask = find_mask(self.model, draws, embed(self.model, [self.settings.target]), worked(self.model, [self.picture]))[0]
+            images, target = worked(self.model, [self.picture]), embed(self.model, [self.settings.target])
+            draws = replace(self.draws, recipe=new) if new.alike(old, Recipe.ASKED) else _draw(self.model, images, [replace(self.settings, recipe=new)]).towards(self.model, target)
+            mask = find_mask(self.model, draws, target, images)[0]
         return self._with(mask, draws, spent)
 
     def with_target(self, target: str) -> 'Edit':
         "The edit towards another caption: a new mask (unless one was given), the same inversion and source predictions."
-        new, mask, spent = replace(self, settings=replace(self.settings, target=target)), self.mask, {}
+        new, mask, draws, spent = replace(self, settings=replace(self.settings, target=target)), self.mask, None, {}
         if self.draws:
-            with stage(spent, 'mask', 1, self.model): mask = find_mask(self.model, self.draws, embed(self.model, [target]), worked(self.model, [self.picture]))[0]
-        return new._with(mask, cost=spent)
+            with stage(spent, 'mask', 1, self.model):
+                asked = embed(self.model, [target])
+                draws = self.draws.towards(self.model, asked)
+                mask = find_mask(self.model, draws, asked, worked(self.model, [self.picture]))[0]
+        return new._with(mask, draws, spent)
 
     def with_mask(self, mask) -> 'Edit':
         "The edit under a mask of one's own (`Mask`, image, path or array, white where to edit), with the same inversion."
@@ -389,8 +393,9 @@ def _edit_batch(model: Model, painter: Model, pictures: list[Image.Image], setti
     if masks[0] is not None: draws, masks = [None]*n, [Mask.given(m, shape, tuple(z.shape[-2:])) for m in masks]
     else:
         with stage(spent, 'mask', n, model):
-            drawn = _draw(model, images, settings, z)
-            draws, masks = [drawn.pick(i) for i in range(n)], find_mask(model, drawn, _captions(model, settings, 'target'), images)
+            target = _captions(model, settings, 'target')
+            drawn = _draw(model, images, settings, z).towards(model, target)
+            draws, masks = [drawn.pick(i) for i in range(n)], find_mask(model, drawn, target, images)
     edits = [Edit(model, painter, p, settings[i], masks[i], way.pick(i), way[0][i:i + 1], draws[i], spent) for i, p in enumerate(pictures)]
     return _finish(edits, progress)
 
@@ -409,14 +414,16 @@ PRESETS = 'fast', 'balanced', 'best'
 
 def suited(
     model: Model,
-    preset: str = 'balanced',   # one of `PRESETS`: how much is spent, in levels and draws
-) -> dict:                      # settings of `edit`, by name
+    preset: str = 'balanced',       # one of `PRESETS`: how much is spent, in levels and draws
+    inversion: str | None = None,   # if not the model's own
+) -> dict:                          # settings of `edit`, by name
     "The settings that suit a model. `InputError` for another preset."
     if preset not in PRESETS: raise InputError(f"preset: {preset!r}; wanted {' or '.join(map(repr, PRESETS))}")
-    return model.defaults | model.presets.get(preset, {})
+    own = inversion in (None, model.defaults.get('inversion', 'ddim'))
+    return model.defaults | ({} if own else model.defaults.get('otherwise', {})) | model.presets.get(preset, {})
 
 def make_settings(
-    defaults: dict,     # a model's, of `suited`; under 'otherwise' what suits it with another inversion
+    defaults: dict,     # a model's, of `suited`
     recipe=None,        # as of `suited_recipe`
     draws: int | None = None,
     strength: float | None = None,
@@ -425,10 +432,7 @@ def make_settings(
 ) -> Settings:
     "Settings from what was given and what suits a model. `InputError` for what no model takes."
     suits = 'steps', 'ratio', 'guidance', 'inversion', 'feather'
-    usual = defaults.get('inversion', 'ddim')
-    inversion = own.get('inversion') or ('ddim' if own.get('eta') else usual)   # the others leave no room for fresh noise
-    if inversion != usual: defaults = defaults | defaults.get('otherwise', {})
-    base = {k: defaults[k] for k in suits if k in defaults} | dict(inversion=inversion)
+    base = {k: defaults[k] for k in suits if k in defaults}
     return Settings(recipe=suited_recipe(defaults, recipe, draws=draws, strength=strength, threshold=threshold), **base | {k: v for k, v in own.items() if v is not None or k not in suits})
 
 # %% ../nbs/07_editing.ipynb #9b584a3c
@@ -465,7 +469,8 @@ def edit(
         if len(value) != n: raise InputError(f'{name}: {len(value)} for {n} pictures; wanted one for all, or one each')
         return list(value)
     sources, targets, masks = each('source', source), each('target', target), each('mask', mask)
-    settings = [make_settings(suited(model, preset), recipe, draws, strength, threshold, source=a, target=b, negative=negative, seed=seed, steps=steps, ratio=ratio, guidance=guidance,
+    if eta and inversion is None: inversion = 'ddim'   # the others leave no room for fresh noise
+    settings = [make_settings(suited(model, preset, inversion), recipe, draws, strength, threshold, source=a, target=b, negative=negative, seed=seed, steps=steps, ratio=ratio, guidance=guidance,
                               inversion=inversion, iterations=iterations, inversion_guidance=inversion_guidance, eta=eta, feather=feather) for a, b in zip(sources, targets)]
     if not n: return []
     painter.schedule.levels(settings[0].steps)

@@ -44,16 +44,20 @@ SIGNALS = dict(noise=predicted_noise, denoised=last_noise, pixels=implied_pictur
 # %% ../nbs/04_mask.ipynb #9fe21eb5
 @dataclass(frozen=True, eq=False)
 class Draws:
-    "Noisy versions of B pictures and what the source caption made of them: all that a mask needs but the target."
+    "Noisy versions of B pictures and what the captions made of them: all that a mask is found from."
     recipe: object          # the `Recipe` that they follow
     down: list[Level]       # from the level that they were noised to down to the picture
     noised: Tensor          # (B, n, C, h, w)
     source: Tensor          # the recipe's signal for the source caption, (B, n, …)
-    against: Tensor | None  # what that is compared with, the same shape; none where that depends on the target
+    against: Tensor | None  # what that is compared with, the same shape; none where the target has not been asked
 
     def pick(self, i: int) -> 'Draws':
         "The draws of the `i`-th picture alone."
         return replace(self, **{k: v[i:i + 1] for k in ('noised', 'source', 'against') if (v := getattr(self, k)) is not None})
+
+    def towards(self, model: Model, target: Conditioning) -> 'Draws':
+        "The same with the answer to another target caption."
+        return self if self.recipe.captions == 'source' else replace(self, against=answers(model, self.noised, self.down, target, self.recipe))
 
 # %% ../nbs/04_mask.ipynb #1903615e
 def draw_noise(
@@ -125,11 +129,11 @@ def draw(
 def difference(
     model: Model,
     draws: Draws,
-    target: Conditioning,  # what the pictures should show, B rows; not asked where only the source caption is
+    target: Conditioning,  # what the pictures should show, B rows; not asked where the draws have what to compare with
 ) -> Tensor:               # (B, h, w), 0 or more
     "How far the two answers are apart in each cell (or pixel), averaged over draws and channels."
-    against = draws.against if draws.against is not None else answers(model, draws.noised, draws.down, target, draws.recipe)
-    return average(against - draws.source, draws.recipe.channels)
+    if draws.against is None: draws = draws.towards(model, target)
+    return average(draws.against - draws.source, draws.recipe.channels)
 
 # %% ../nbs/04_mask.ipynb #8489673e
 def by_quantile(d: Tensor, cut: float) -> Tensor:
@@ -381,7 +385,7 @@ def picture_heat(
 def find_mask(
     model: Model,
     draws: Draws,
-    target: Conditioning,   # what the pictures should show, B rows
+    target: Conditioning,   # what the pictures should show, B rows; not asked where the draws have what to compare with
     images: Tensor,         # the pictures, (B, 3, H, W) from -1 to 1, at the size that they are worked on
 ) -> list[Mask]:            # one a picture
     "DiffEdit's mask of each picture, by the recipe of its draws (Couairon et al. 2022, section 3.2, step 1)."

@@ -88,8 +88,8 @@ class StableDiffusion(Model):
         "The network's answer, in as many calls as it takes. Where a GPU's memory is full, calls are smaller from then on."
         n = max(1, self.cells//x[0, 0].numel())
         if len(x) <= n:
-            told = {k: None if v is None else v.to(self.unet.dtype) if isinstance(v, Tensor) else v for k, v in dict(encoder_hidden_states=conditioning['text'], added_cond_kwargs=self._added(x, conditioning)).items()}
-            try: return self.unet(self._seen(x, conditioning).to(self.unet.dtype), t, **told).sample.to(x.dtype)
+            numbers = next(self.unet.parameters()).dtype   # (`unet.dtype` looks through all of them)
+            try: return self.unet(self._seen(x, conditioning).to(numbers), t, conditioning['text'].to(numbers), added_cond_kwargs=self._added(x, conditioning)).sample.to(x.dtype)
             except torch.OutOfMemoryError:
                 if len(x) == 1: raise
                 n = len(x)//2
@@ -221,8 +221,8 @@ def has_bfloat16(device: torch.device) -> bool:
     return device.type != 'cpu' or bool(able.get('avx512_bf16') or able.get('amx_bf16'))
 
 def coarsen(pipe):
-    "UNet and VAE in bfloat16, their weights as convolutions like them. Captions are read, and latents kept, in finer numbers."
-    for part in (pipe.unet, pipe.vae): part.to(torch.bfloat16).to(memory_format=torch.channels_last)
+    "UNet and VAE in bfloat16. Captions are read, and latents kept, in finer numbers."
+    for part in (pipe.unet, pipe.vae): part.to(torch.bfloat16)
 
 def _pick_dtype(dtype, device: torch.device) -> torch.dtype:
     "The type asked for, by itself or by name, or the one that suits the device. `InputError` for one that it can't compute with."
@@ -401,6 +401,7 @@ def load_model(
     if _overflows(pipe.vae): pipe.vae.to(torch.float32)
     if offload: pipe.enable_model_cpu_offload(device=device)
     else: pipe.to(device)
+    for part in (pipe.unet, pipe.vae): part.to(memory_format=torch.channels_last)   # as convolutions like their weights best
     if chosen is None and device.type == 'cpu' and has_bfloat16(device) and pipe.unet.num_parameters() > LARGE: coarsen(pipe)
     extra = json.loads((folder/'diffedit.json').read_text()) if (folder/'diffedit.json').is_file() else {}
     return family(pipe, extra.get('name', name), extra.get('defaults'), extra.get('presets'), frozenset(extra['words']) if 'words' in extra else None)

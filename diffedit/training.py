@@ -393,7 +393,7 @@ def classifier_loss(
     return loss
 
 # %% ../nbs/81_training.ipynb #bf303310
-DEFAULTS = dict(steps=15, ratio=1., guidance=1., draws=4, antithetic=True, strength=.8, threshold=.25, guided=1/8, change=24, inversion='edit-friendly', feather=1, otherwise=dict(guidance=2.))
+DEFAULTS = dict(steps=12, ratio=1., guidance=1., draws=2, antithetic=True, strength=.8, threshold=.25, guided=1/8, change=24, inversion='edit-friendly', feather=1, otherwise=dict(steps=25, guidance=2.))
 PRESETS = dict(fast=dict(steps=8, draws=2), best=dict(steps=25, draws=16))
 
 # %% ../nbs/81_training.ipynb #fb958e64
