@@ -7,7 +7,7 @@ __all__ = ['race', 'ratio', 'full_size', 'machine', 'contest', 'floors', 'standi
 
 # %% ../nbs/13_speed.ipynb #049c04db
 import ctypes, gc, platform, tempfile, time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -86,6 +86,7 @@ def contest(
     case: Case,
     rounds: int = 5,
     warm: bool = True,                    # one more round before them
+    without: Sequence[str] = (),          # edits that are left out, by 'preset, numbers'
     progress: Callable = lambda steps, **_: steps,
 ) -> dict:   # 'seconds' of each part, edit and pipeline by round; 'evaluations' and 'memory' (bytes, beyond what was in use before) of the edits; 'batch', the samples of a bare call; 'machine'
     "Edits by each preset, diffusers' pipeline by its defaults, and the bare parts of an edit, in turn."
@@ -103,7 +104,7 @@ def contest(
         n = batch[numbers] = m.rows(z)
         x, words, level = torch.randn(n, *z.shape[1:], generator=torch.Generator().manual_seed(0)), m.embed([case.source]*n), m.schedule.level(.5)
         runs |= {f'sample, {numbers}': partial(m.predict, x, level, words), f'encoding, {numbers}': partial(m.encode, images), f'decoding, {numbers}': partial(m.decode, z), f'caption, {numbers}': partial(m.embed, [case.source])}
-        runs |= {f'{preset}, {numbers}': partial(ours, f'{preset}, {numbers}', m, preset) for preset in PRESETS}
+        runs |= {name: partial(ours, name, m, preset) for preset in PRESETS if (name := f'{preset}, {numbers}') not in without}
     runs[theirs] = diffusers
     @contextmanager
     def around(name):
