@@ -335,7 +335,7 @@ def run_speed(out: Path | None, full: bool, model: str, device: str | None):
     if out and any(out.iterdir()): raise InputError(f'out: {str(out)!r} holds other things; name an empty or a new folder')
     case, opened = bench_case(1_003_770, 'object', 'bowl fruit'), load_model(model, device)
     found = {model: contest({str(opened.unet.dtype).removeprefix('torch.'): opened}, case, progress=bar)}
-    if full: found['full size'] = contest(full_models(opened.device), case, rounds=1, warm=False, without=['best, float32'], progress=bar)
+    if full: found['full size'] = contest(full_models(opened.device), case, rounds=1, warm=False, without=['best, float32', 'best, bfloat16'], progress=bar)
     for it in found.values(): print(f"{it['model']}, {it['machine']}", standing(it).round(2).to_string(), '', sep='\n')
     print('diffusers takes, over the floor: how many times as long as the edit, and how many times the bare network; medians over the rounds')
     if out:

@@ -25,13 +25,13 @@ def race(
     contestants: dict[str, Callable],   # by name; called without arguments
     rounds: int = 5,                    # that count
     warm: bool = True,                  # one more goes before them, to warm up
-    around: Callable = nullcontext,     # `around(name)` is entered before each run and left after it, while no clock runs
+    around: Callable = nullcontext,     # `around(name)` is entered before each run of the first round and left after it, while no clock runs
     progress: Callable = lambda steps, **_: steps,   # wraps the runs, as `tqdm` does
 ) -> dict[str, list[float]]:            # seconds of each, round by round
     "Time several things in turn, so that what slows the machine slows all of them."
     spent = {name: [] for name in contestants}
     for k, name in progress([(k, name) for k in range(-warm, rounds) for name in contestants], desc='race'):
-        with around(name):
+        with around(name) if k == -warm else nullcontext():
             begun = time.perf_counter()
             contestants[name]()
             took = time.perf_counter() - begun
