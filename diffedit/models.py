@@ -8,7 +8,7 @@ __all__ = ['LITERATURE', 'BUDGETS', 'FAMILIES', 'StableDiffusion', 'StableDiffus
            'whole_folder']
 
 # %% ../nbs/80_models.ipynb #87abe8bf
-import hashlib, json, os, re, shutil, warnings
+import hashlib, json, os, re, shutil, sys, warnings
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -379,14 +379,16 @@ def load_model(
     lora=None,                                    # LoRA file, folder or hub repository, or a list of them
     config: str | os.PathLike | None = None,      # for a single file: the folder or hub repository with its settings
     offload: bool = False,                        # keep on the accelerator only the part that is at work
+    compile: bool = False,                        # compile the UNet (`torch.compile`), for many edits: each new size of a batch is waited for once, half a minute or more; on a CPU a C++ compiler is needed
     pickle: bool = False,                         # also read files that are not safetensors, which can run any code in them
 ) -> StableDiffusion:
     "Open a model. `InputError` if there is none, if a file of it is missing or damaged, or if something that was asked for can't be done with it."
     quiet_libraries()
-    if not isinstance(name, (str, os.PathLike)): return _wrap(name, device=device, dtype=dtype, variant=variant, vae=vae, lora=lora, config=config, offload=offload, pickle=pickle)
+    if not isinstance(name, (str, os.PathLike)): return _wrap(name, device=device, dtype=dtype, variant=variant, vae=vae, lora=lora, config=config, offload=offload, compile=compile, pickle=pickle)
     device, name = _pick_device(device), os.fspath(name)
     chosen, dtype, folder = dtype, _pick_dtype(dtype, device), EMBEDDED.get(name) or Path(name)
     if offload and device.type == 'cpu': raise InputError(f"offload: moves parts on and off an accelerator, and here there is {', '.join(devices())}; wanted a GPU")
+    if compile and device.type == 'cpu' and not shutil.which(compiler := os.environ.get('CXX', 'clang++' if sys.platform == 'darwin' else 'g++')): raise InputError(f'compile: needs a C++ compiler, and {compiler!r} is not here')
     if folder.is_file() and variant: raise InputError(f'variant: {name!r} is one file; wanted a folder or a hub repository')
     if config and not folder.is_file(): raise InputError(f'config: {name!r} brings its own settings; wanted a .safetensors file as the model')
     given = {} if vae is None else dict(vae=_read_vae(vae, dtype, pickle))
@@ -403,6 +405,7 @@ def load_model(
     else: pipe.to(device)
     for part in (pipe.unet, pipe.vae): part.to(memory_format=torch.channels_last)   # as convolutions like their weights best
     if chosen is None and device.type == 'cpu' and has_bfloat16(device) and pipe.unet.num_parameters() > LARGE: coarsen(pipe)
+    if compile: pipe.unet.compile()
     extra = json.loads((folder/'diffedit.json').read_text()) if (folder/'diffedit.json').is_file() else {}
     return family(pipe, extra.get('name', name), extra.get('defaults'), extra.get('presets'), frozenset(extra['words']) if 'words' in extra else None)
 
