@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from .classifier import named_slots, read_slots
-from .editing import edit
+from .editing import edit, suited
 from .inpainting import inpaint
 from .inversion import entered, invert
 from .latents import InputError, to_images, to_tensor
@@ -111,22 +111,22 @@ def _painter(name: str) -> Model: return load_model(name)
 
 def true_masks(model: Model, cases: Sequence[Case]) -> list: return [c.truth(model.native_size) for c in cases]
 
-def sdedit(strength: float = .7, steps: int = 25, guidance: float = 2.) -> Method:
+def sdedit(strength: float = .7) -> Method:
     "Noise the picture and denoise it towards the target caption (Meng et al. 2022): no mask, and nothing is remembered. The strength was not tuned."
     def method(model, cases):
-        z = _latents(model, cases)
-        levels = entered(model.schedule.levels(steps), strength)
+        d, z = suited(model, inversion='ddim'), _latents(model, cases)
+        levels = entered(model.schedule.levels(d['steps']), strength)
         noise = torch.stack([torch.randn(z.shape[1:], generator=g) for g in _seeded(cases)]).to(z)
-        return _plain(model, denoise(model, add_noise(z, levels[-1], noise), levels, model.embed(_said(cases, 'target')), model.embed(['']*len(z)), guidance))
+        return _plain(model, denoise(model, add_noise(z, levels[-1], noise), levels, model.embed(_said(cases, 'target')), model.embed(['']*len(z)), d['guidance']))
     return method
 
-def unmasked(ratio: float = 1., inversion: str = 'ddim', steps: int = 25, guidance: float = 2.) -> Method:
+def unmasked(ratio: float | None = None, inversion: str = 'ddim') -> Method:
     "Invert the picture and denoise it towards the target caption, all of it."
     def method(model, cases):
-        z = _latents(model, cases)
+        d, z = suited(model, inversion='ddim'), _latents(model, cases)   # by any inversion, so that curves differ in what is remembered alone
         empty = model.embed(['']*len(z))
-        way = invert(model, z, empty, entered(model.schedule.levels(steps), ratio), inversion, generators=_seeded(cases))
-        return _plain(model, inpaint(model, way, torch.ones(len(z), *z.shape[-2:]) > 0, model.embed(_said(cases, 'target')), empty, guidance))
+        way = invert(model, z, empty, entered(model.schedule.levels(d['steps']), ratio or d['ratio']), inversion, generators=_seeded(cases))
+        return _plain(model, inpaint(model, way, torch.ones(len(z), *z.shape[-2:]) > 0, model.embed(_said(cases, 'target')), empty, d['guidance']))
     return method
 
 # %% ../nbs/11_benchmark.ipynb #213683fa
