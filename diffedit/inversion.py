@@ -30,9 +30,9 @@ class Trajectory:
     def __len__(self) -> int: return len(self.levels)
     def __getitem__(self, k: int) -> Tensor: return self.latents[k]
 
-    def pick(self, i: int) -> 'Trajectory':
-        "The trajectory of the `i`-th picture alone."
-        return replace(self, **{name: type(v)(x[i:i + 1] for x in v) for name in ('latents', 'noises', 'residuals') for v in [getattr(self, name)]})
+    def pick(self, which: list[int]) -> 'Trajectory':
+        "The trajectories of some pictures, each by its place."
+        return replace(self, **{name: type(v)(torch.cat([x[i:i + 1] for i in which]) for x in v) for name in ('latents', 'noises', 'residuals') for v in [getattr(self, name)]})
 
     def down(
         self,

@@ -51,9 +51,9 @@ class Draws:
     source: Tensor          # the recipe's signal for the source caption, (B, n, …)
     against: Tensor | None  # what that is compared with, the same shape; none where the target has not been asked
 
-    def pick(self, i: int) -> 'Draws':
-        "The draws of the `i`-th picture alone."
-        return replace(self, **{k: v[i:i + 1] for k in ('noised', 'source', 'against') if (v := getattr(self, k)) is not None})
+    def pick(self, which: list[int]) -> 'Draws':
+        "The draws of some pictures, each by its place."
+        return replace(self, **{k: torch.cat([v[i:i + 1] for i in which]) for k in ('noised', 'source', 'against') if (v := getattr(self, k)) is not None})
 
     def towards(self, model: Model, target: Conditioning) -> 'Draws':
         "The same with the answer to another target caption."

@@ -102,6 +102,15 @@ class StableDiffusion(Model):
         seen = self.pipe.feature_extractor([im.convert('RGB') for im in images], return_tensors='pt').pixel_values
         return checker(images=[*torch.zeros(len(images), 1)], clip_input=seen.to(self.device, checker.dtype))[1]   # it blackens what it objects to: give it nothing to blacken
 
+    def digest(self) -> str:
+        "A checksum (SHA-256) over all weights, in the order of their names, and the schedule's settings."
+        sums = hashlib.sha256(json.dumps({k: v for k, v in self.pipe.scheduler.config.items() if k[0] != '_'}, sort_keys=True, default=str).encode())
+        for name, part in sorted(self.pipe.components.items()):
+            for k, v in sorted(part.state_dict().items()) if isinstance(part, nn.Module) else ():
+                sums.update(f'{name}.{k} {v.dtype} {tuple(v.shape)}'.encode())
+                sums.update(v.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return sums.hexdigest()
+
     def _read(self, prompts: list[str]) -> Conditioning:
         "What the text encoder makes of captions."
         return dict(text=self.text_encoder(self._ids(prompts, self.tokenizer))[0])

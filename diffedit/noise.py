@@ -129,6 +129,9 @@ class Model(ABC):
     def surroundings(self, images: Tensor, mask: Tensor) -> Conditioning:
         "What a model that repaints under a mask (booleans (B, H, W), true where to paint) wants to see of the pictures, to go with `embed`'s; for others nothing."
         return {}
+    def digest(self) -> str:
+        "What tells this model from others, whatever it is called: by default only its name."
+        return self.name
     def flagged(self, images: list) -> list[bool]:
         "Which finished pictures (PIL) the model's safety checker objects to; none where it has none."
         return [False]*len(images)
