@@ -271,7 +271,7 @@ class Recipe:
     def __post_init__(self):
         check_record(self, one_of('signal', SIGNALS), one_of('captions', ('both', 'source')), one_of('channels', ('mean', 'norm')), one_of('rescale', RESCALES),
                      one_of('enlarge', ('bicubic', 'nearest')), one_of('rule', RULES),
-                     ('guidance', lambda x: 0 < x < float('inf'), 'more than 0'), ('draws', lambda x: 1 <= x, 'a whole number, 1 or more'),
+                     ('guidance', lambda x: 0 < x < float('inf'), 'more than 0'), ('draws', lambda x: 1 <= x <= 10000, 'a whole number from 1 to 10000'),
                      ('strength', lambda x: 0 < x < 1, 'more than 0 and less than 1'), ('cut', lambda x: 0 < x <= (1 if self.rescale == 'quantile' else 100), 'more than 0, and at most 1 for a quantile'),
                      ('steps', lambda x: x >= (self.signal == 'denoised'), "a whole number, 0 or more, and 1 or more for the signal 'denoised'"), ('smooth', lambda x: 0 <= x <= .5, '0 to 0.5'), ('guided', lambda x: 0 <= x <= .4, '0 to 0.4'), ('change', lambda x: 0 <= x <= 255, 'a whole number from 0 to 255'),
                      ('threshold', lambda x: 0 <= x < 1, '0 or more and less than 1'), ('specks', lambda x: 0 <= x < 1, '0 or more and less than 1'), ('dilate', lambda x: abs(x) <= 1000, 'a whole number from -1000 to 1000'))

@@ -199,7 +199,24 @@ def _family(pipe, name: str) -> type[StableDiffusion]:
     if gone := [part for part in wanted if pipe.components.get(part) is None]: raise InputError(f"model: {name!r} has no {', '.join(gone)}; wanted {', '.join(wanted)}")
     takes, has = pipe.unet.config.in_channels, pipe.vae.config.latent_channels
     if takes not in (has, 2*has + 1): raise InputError(f'model: the UNet of {name!r} takes {takes} channels, the latents have {has}; wanted {has}, or {2*has + 1} for a model that repaints')
+    _check_sense(pipe, name)
     return FAMILIES[f"StableDiffusion{'XL'*xl}{'Inpaint'*(takes > has)}Pipeline"]
+
+def _check_sense(pipe, name: str):
+    "Refuse settings with which a model opens and then does not work, or works on rubbish."
+    def refuse(what, came, wanted): raise InputError(f'model: {name!r} has {what} {str(came)[:100]}; wanted {wanted}')
+    def number(x, *kinds): return isinstance(x, kinds) and not isinstance(x, bool) and abs(x) < float('inf')
+    unet, vae = pipe.unet.config, pipe.vae.config
+    sides = unet.sample_size if isinstance(unet.sample_size, (list, tuple)) else [unet.sample_size]
+    if not sides or not all(number(s, int) and 1 <= s <= 4096 for s in sides): refuse('sample_size', unet.sample_size, 'a whole number from 1 to 4096')
+    if not number(vae.scaling_factor, int, float) or not vae.scaling_factor: refuse('scaling_factor', vae.scaling_factor, 'a number, and not 0')
+    if not number(vae.get('shift_factor') or 0, int, float): refuse('shift_factor', vae.shift_factor, 'a number')
+    if not pipe.scheduler.config.get('num_train_timesteps', 0) >= 2: refuse('num_train_timesteps', pipe.scheduler.config.get('num_train_timesteps'), '2 or more')
+    for tokens, encoder in ((pipe.components.get(f'tokenizer{n}'), pipe.components.get(f'text_encoder{n}')) for n in ('', '_2')):
+        if tokens is None or encoder is None: continue
+        if not number(tokens.model_max_length, int, float) or tokens.model_max_length < 3: refuse('model_max_length', tokens.model_max_length, '3 or more')
+        if tokens.pad_token_id is None or max(tokens.get_vocab().values()) >= encoder.get_input_embeddings().num_embeddings: refuse('a tokenizer', f'with pad token {tokens.pad_token!r} and {len(tokens)} tokens', f'one that pads, with at most {encoder.get_input_embeddings().num_embeddings} tokens')
+        tokens.model_max_length = min(tokens.model_max_length, encoder.config.max_position_embeddings)
 
 # %% ../nbs/80_models.ipynb #144a3a73
 PACKAGE = Path(__file__).parent if '__file__' in globals() else Path('../diffedit')
@@ -248,38 +265,73 @@ SETTINGS = {'Scheduler': 'scheduler_config.json', 'Tokenizer': 'tokenizer_config
 def _json(file: Path, argument: str = 'model') -> dict:
     "What a JSON file says. `InputError` names one that is missing or damaged."
     if not file.is_file(): raise InputError(f'{argument}: {str(file)!r} is missing')
-    try: return json.loads(file.read_text(encoding='utf-8'))
-    except ValueError as e: raise InputError(f'{argument}: {str(file)!r} is damaged: {e}') from e
+    try: said = json.loads(file.read_text(encoding='utf-8'))
+    except (ValueError, RecursionError) as e: raise InputError(f'{argument}: {str(file)!r} is damaged: {e}') from e
+    if not isinstance(said, dict): raise InputError(f'{argument}: {str(file)!r} holds a {type(said).__name__}; wanted an object')
+    return said
 
-def _check_file(file: Path, argument: str = 'model', pickle: bool = False):
-    "Refuse a file of weights that is missing, that would have to be unpickled, or whose head or length is not right."
+def _why(e: Exception) -> str:
+    "What an exception says, in short."
+    return f'{type(e).__name__}: {e}'[:300]
+
+def _check_file(file: Path, argument: str = 'model', pickle: bool = False) -> int:
+    "Refuse a file of weights that is missing, that would have to be unpickled, or whose head or length is not right; the number of tensors in it, as far as that is known."
     if not file.is_file(): raise InputError(f'{argument}: {str(file)!r} is missing')
     if file.suffix != '.safetensors':
         if not pickle: raise InputError(f'{argument}: {str(file)!r} would have to be unpickled, which can run any code in it; wanted a .safetensors file; pickle=True allows it')
-        return
+        return sys.maxsize
     try:
-        with safe_open(file, 'pt'): pass
+        with safe_open(file, 'pt') as held: return len(held.keys())
     except (SafetensorError, OSError) as e: raise InputError(f'{argument}: {str(file)!r} is damaged or cut short: {e}') from e
 
-def _check_weights(folder: Path, stem: str, variant: str | None, pickle: bool, argument: str = 'model'):
-    "Refuse the weights of a part that are not all there and whole, or not safetensors."
+def _check_weights(folder: Path, stem: str, variant: str | None, pickle: bool, argument: str = 'model') -> int:
+    "Refuse the weights of a part that are not all there and whole, or not safetensors, or elsewhere; the number of tensors."
     dot = f'.{variant}' if variant else ''
     whole, index = folder/f'{stem}{dot}.safetensors', folder/f'{stem}.safetensors.index{dot}.json'
     unsafe = sorted(f.name for f in folder.iterdir() if f.suffix in ('.bin', '.pt', '.ckpt'))
-    if index.is_file() and not whole.is_file():
-        for shard in sorted({*_json(index, argument)['weight_map'].values()}): _check_file(folder/shard, argument)
-    elif whole.is_file() or not unsafe: _check_file(whole, argument)
-    else: _check_file(folder/unsafe[0], argument, pickle)
+    if index.is_file():   # the libraries look there first
+        shards = _json(index, argument).get('weight_map')
+        if not shards or not isinstance(shards, dict) or any(not isinstance(s, str) or Path(s).name != s for s in shards.values()): raise InputError(f'{argument}: {str(index)!r} has no weight_map that names files beside it')
+        return sum(_check_file(folder/shard, argument) for shard in sorted({*shards.values()}))
+    return _check_file(whole, argument) if whole.is_file() or not unsafe else _check_file(folder/unsafe[0], argument, pickle)
+
+def _check_sizes(file: Path, tensors: int):
+    "Refuse settings that ask for more layers than the weights have tensors, or for sizes that no network has: they would fill the memory before anyone misses the weights."
+    def numbers(said, name=''):
+        if isinstance(said, (dict, list)):
+            for k, v in said.items() if isinstance(said, dict) else enumerate(said): yield from numbers(v, k if isinstance(k, str) else name)
+        elif isinstance(said, (int, float)): yield name, said
+    for name, n in numbers(_json(file)):
+        if n > (most := max(tensors, 32) if 'layers' in name else 10**5): raise InputError(f'model: {str(file)!r} has {name} {n}; wanted at most {most}')
+
+PARTS = {   # what a folder may be made of, and of which classes
+    'unet': ('diffusers', 'UNet2DConditionModel'), 'vae': ('diffusers', 'AutoencoderKL', 'AutoencoderTiny'), 'scheduler': ('diffusers',), 'safety_checker': ('stable_diffusion', 'StableDiffusionSafetyChecker'),
+    'text_encoder': ('transformers', 'CLIPTextModel'), 'text_encoder_2': ('transformers', 'CLIPTextModelWithProjection'), 'image_encoder': ('transformers', 'CLIPVisionModelWithProjection'),
+    **dict.fromkeys(('tokenizer', 'tokenizer_2'), ('transformers', 'CLIPTokenizer', 'CLIPTokenizerFast')), 'feature_extractor': ('transformers', 'CLIPImageProcessor', 'CLIPFeatureExtractor', 'CLIPImageProcessorPil')}
+
+def _check_part(part: str, of, index: Path) -> bool:
+    "Whether a folder holds a part. `InputError` for one that is none of a Stable Diffusion model, or of another class: whoever writes the folder must not choose what is run."
+    import diffusers
+    if len(of) != 2 or not all(x is None or isinstance(x, str) for x in of): raise InputError(f'model: {str(index)!r} says of {part!r} {str(of)[:100]}; wanted a library and a class')
+    library, kind = of
+    if library is None: return False
+    wanted, *kinds = PARTS.get(part, ('',))
+    fits = kind in kinds if part != 'scheduler' else isinstance(known := getattr(diffusers, kind or '', None), type) and issubclass(known, diffusers.SchedulerMixin)
+    if library != wanted or not fits: raise InputError(f'model: {str(index)!r} makes {part!r} a {str(library)[:60]}.{str(kind)[:60]}; wanted ' + (f"{wanted}.{' or '.join(kinds) or 'a scheduler'}" if kinds or part == 'scheduler' else f"no parts but {', '.join(PARTS)}"))
+    return True
 
 def _check_folder(folder: Path, variant: str | None, pickle: bool, given: Sequence[str] = ()):
     "Refuse a model's folder in which a file of a part is missing or damaged; parts that are given need none."
     index = _json(folder/'model_index.json')
     _known(str(index.get('_class_name')), str(folder))
-    for part, (library, kind) in ((part, of) for part, of in index.items() if isinstance(of, list) and of[0] and part not in given):
+    for part, of in index.items():
+        if part[:1] == '_' or not isinstance(of, list) or part in given or not _check_part(part, of, folder/'model_index.json'): continue
+        library, kind = of
         at, settings = folder/part, next((file for end, file in SETTINGS.items() if end in kind), None)
         if not at.is_dir(): raise InputError(f"model: the folder {str(at)!r} is missing; model_index.json names it")
         for file in sorted({at/(settings or 'config.json'), *at.glob('*.json')}): _json(file)
-        if not settings: _check_weights(at, 'diffusion_pytorch_model' if library == 'diffusers' else 'model', variant, pickle)
+        if not settings: _check_sizes(at/'config.json', _check_weights(at, 'diffusion_pytorch_model' if library == 'diffusers' else 'model', variant, pickle))
+        if part == 'scheduler': _check_sizes(at/settings, 0)
         if 'Tokenizer' in kind and not (at/'tokenizer.json').is_file():
             for file in ('vocab.json', 'merges.txt'):
                 if not (at/file).is_file(): raise InputError(f'model: {str(at/file)!r} is missing, and tokenizer.json too')
@@ -287,10 +339,23 @@ def _check_folder(folder: Path, variant: str | None, pickle: bool, given: Sequen
 # %% ../nbs/80_models.ipynb #55719a70
 def _base(folder: Path) -> Path | None:
     "The folder beside it whose VAE, text encoder and tokenizer a variant shares; none for a model that is whole."
-    extra = folder/'diffedit.json'
-    name = json.loads(extra.read_text()).get('shares') if extra.is_file() else None
-    if name and Path(name).name != name: raise InputError(f'model: {str(folder)!r} shares {name!r}; wanted the name of a folder beside it')
-    return folder.parent/name if name else None
+    if not (name := _extra(folder).get('shares')): return None
+    if Path(name).name != name or name == '..': raise InputError(f'model: {str(folder)!r} shares {name!r}; wanted the name of a folder beside it')
+    if 'shares' in _extra(folder.parent/name): raise InputError(f'model: {str(folder)!r} shares {name!r}, which shares in its turn')
+    return folder.parent/name
+
+EXTRA = dict(name=str, shares=str, defaults=dict, presets=dict, words=list)
+
+def _extra(folder: Path) -> dict:
+    "What a folder says of its model to this package, in diffedit.json; nothing where there is none. `InputError` for what can't be used."
+    if not (file := folder/'diffedit.json').is_file(): return {}
+    said = _json(file)
+    for k, kind in EXTRA.items():
+        if said.get(k) is not None and not isinstance(said[k], kind): raise InputError(f'model: {str(file)!r} has {k} {str(said[k])[:100]!r}; wanted a {kind.__name__}')
+    said = {k: v for k, v in said.items() if v is not None}
+    dicts = [*said.get('presets', {}).values(), said.get('defaults', {}).get('otherwise', {})]
+    if not all(isinstance(x, dict) for x in dicts) or not all(isinstance(w, str) for w in said.get('words', [])): raise InputError(f'model: {str(file)!r} has presets, defaults or words of another form than a model of this package')
+    return said
 
 def _read_folder(folder: Path, dtype: torch.dtype, variant: str | None = None, pickle: bool = False, **given):
     "The pipeline in a folder, after a look at its files; with some parts given."
@@ -299,8 +364,22 @@ def _read_folder(folder: Path, dtype: torch.dtype, variant: str | None = None, p
         base = _read_folder(base, dtype, unet=None)
         given = dict(vae=base.vae, text_encoder=base.text_encoder, tokenizer=base.tokenizer) | given
     _check_folder(folder, variant, pickle, given)
-    try: return DiffusionPipeline.from_pretrained(folder, dtype=dtype, variant=variant, use_safetensors=None if pickle else True, local_files_only=True, **given)
-    except Exception as e: raise InputError(f'model: {str(folder)!r} could not be opened: {e}') from e
+    how = dict(dtype=dtype, variant=variant, use_safetensors=None if pickle else True, local_files_only=True)
+    try:
+        for part in ('text_encoder', 'text_encoder_2'):
+            if part not in given and (folder/part).is_dir(): given[part] = _read_encoder(folder/part, PARTS[part][1], how)
+        pipe = DiffusionPipeline.from_pretrained(folder, **how, **given)
+    except Exception as e: raise e if isinstance(e, InputError) else InputError(f'model: {str(folder)!r} could not be opened: {_why(e)}') from e
+    gone = [f'{part}.{name}' for part, it in pipe.components.items() if isinstance(it, nn.Module) for name, p in it.named_parameters() if p.is_meta]
+    if gone: raise InputError(f'model: {str(folder)!r} lacks {len(gone)} weights, of them {gone[0]}')
+    return pipe
+
+def _read_encoder(folder: Path, kind: str, how: dict) -> nn.Module:
+    "A text encoder with all its weights: the library would make up those that are missing."
+    import transformers
+    encoder, info = getattr(transformers, kind).from_pretrained(folder, output_loading_info=True, **how)
+    if gone := sorted(info['missing_keys']): raise InputError(f'model: {str(folder)!r} lacks {len(gone)} weights, of them {gone[0]}')
+    return encoder
 
 # %% ../nbs/80_models.ipynb #36a8301f
 def _is_repository(name: str) -> bool: return bool(re.fullmatch(r'[\w-][\w.-]*/[\w.-]+', name)) and Path(name).suffix not in ('.safetensors', '.ckpt', '.bin', '.pt', '.pth')
@@ -315,7 +394,7 @@ def _from_hub(name: str, argument: str, use: Callable):
         raise InputError(f'{argument}: {name!r} is not on this machine and could not be fetched ({type(e).__name__}). With a network, fetch it once with: hf download {name}') from e
     hub.utils.enable_progress_bars()
     try: return use(False)
-    except Exception as e: raise e if isinstance(e, InputError) else InputError(f'{argument}: {name!r} was found and could not be opened: {e}') from e
+    except Exception as e: raise e if isinstance(e, InputError) else InputError(f'{argument}: {name!r} was found and could not be opened: {_why(e)}') from e
 
 def _locate(what: str | os.PathLike, argument: str, patterns: list[str]) -> Path:
     "A file or folder as it is, or the folder of a hub repository with the files that fit the patterns."
@@ -348,7 +427,7 @@ def _read_file(file: Path, dtype: torch.dtype, config: str | os.PathLike | None,
     settings = _locate(config, 'config', ['*.json', '*.txt']) if config else _usual_config(file)
     kind = _known(str(_json(settings/'model_index.json', 'config').get('_class_name')), str(settings))
     try: return getattr(diffusers, kind).from_single_file(str(file), config=str(settings), dtype=dtype, local_files_only=True, **given)
-    except Exception as e: raise InputError(f'model: {str(file)!r} could not be opened with the settings in {str(settings)!r}: {e}') from e
+    except Exception as e: raise InputError(f'model: {str(file)!r} could not be opened with the settings in {str(settings)!r}: {_why(e)}') from e
 
 # %% ../nbs/80_models.ipynb #c43043eb
 def _read_vae(vae, dtype: torch.dtype, pickle: bool) -> nn.Module:
@@ -360,7 +439,7 @@ def _read_vae(vae, dtype: torch.dtype, pickle: bool) -> nn.Module:
     if kind not in ('AutoencoderKL', 'AutoencoderTiny'): raise InputError(f"vae: {str(vae)!r} is a {kind}; wanted an AutoencoderKL or AutoencoderTiny")
     _check_weights(folder, 'diffusion_pytorch_model', None, pickle, 'vae')
     try: return getattr(diffusers, kind).from_pretrained(folder, dtype=dtype, use_safetensors=None if pickle else True, local_files_only=True)
-    except Exception as e: raise InputError(f'vae: {str(vae)!r} could not be opened: {e}') from e
+    except Exception as e: raise InputError(f'vae: {str(vae)!r} could not be opened: {_why(e)}') from e
 
 def _add_loras(pipe, loras: Sequence[str | os.PathLike], pickle: bool):
     "LoRAs into the parts of a pipeline, all of them at once in force."
@@ -373,7 +452,7 @@ def _add_loras(pipe, loras: Sequence[str | os.PathLike], pickle: bool):
             with warnings.catch_warnings():
                 warnings.filterwarnings('ignore', 'Already found a `peft_config`')   # more than one is meant
                 pipe.load_lora_weights(where, adapter_name=f'lora{i}', use_safetensors=None if pickle else True, local_files_only=True)
-        except Exception as e: raise InputError(f'lora: {str(lora)!r} could not be put into this model: {e}') from e
+        except Exception as e: raise InputError(f'lora: {str(lora)!r} could not be put into this model: {_why(e)}') from e
         if not any(f'lora{i}' in names for names in pipe.get_list_adapters().values()): raise InputError(f'lora: {str(lora)!r} holds nothing that fits this model')
     pipe.set_adapters([f'lora{i}' for i in range(len(loras))])
 
@@ -415,8 +494,9 @@ def load_model(
     for part in (pipe.unet, pipe.vae): part.to(memory_format=torch.channels_last)   # as convolutions like their weights best
     if chosen is None and device.type == 'cpu' and has_bfloat16(device) and pipe.unet.num_parameters() > LARGE: coarsen(pipe)
     if compile: pipe.unet.compile()
-    extra = json.loads((folder/'diffedit.json').read_text()) if (folder/'diffedit.json').is_file() else {}
-    return family(pipe, extra.get('name', name), extra.get('defaults'), extra.get('presets'), frozenset(extra['words']) if 'words' in extra else None)
+    extra = _extra(folder)
+    try: return family(pipe, extra.get('name', name), extra.get('defaults'), extra.get('presets'), frozenset(extra['words']) if 'words' in extra else None)
+    except InputError as e: raise InputError(f'model: {name!r} has a {e}') from e   # of its schedule
 
 def _wrap(pipe, **others) -> StableDiffusion:
     "The model in a pipeline of diffusers, as its maker left it."

@@ -34,7 +34,10 @@ class Schedule:
     def __init__(self, scheduler):
         self.scheduler = scheduler
         self.prediction = scheduler.config.prediction_type  # what the network predicts: 'epsilon', 'v_prediction' or 'sample'
+        if self.prediction not in ('epsilon', 'v_prediction', 'sample'): raise InputError(f"schedule: prediction_type {self.prediction!r}; wanted 'epsilon', 'v_prediction' or 'sample'")
+        if (spacing := scheduler.config.timestep_spacing) not in ('leading', 'trailing', 'linspace'): raise InputError(f"schedule: timestep_spacing {spacing!r}; wanted 'leading', 'trailing' or 'linspace'")
         self.abars = scheduler.alphas_cumprod.double()
+        if not (self.abars.diff() <= 0).all() or not 0 <= self.abars[-1] < self.abars[0] <= 1: raise InputError(f'schedule: its shares of the picture run from {self.abars[0]:.3g} to {self.abars[-1]:.3g}; wanted them to fall, from at most 1 to at least 0')
         if self.prediction == 'epsilon' and self.abars.min() == 0: raise InputError("schedule: its last level is nothing but noise (zero terminal SNR), and a network that predicts the noise (prediction_type 'epsilon') says nothing there; wanted 'v_prediction' or 'sample'")
 
     def _level(self, t: int, abar: float) -> Level: return Level(int(t), abar**.5, (1 - abar)**.5)
