@@ -10,7 +10,7 @@ __all__ = ['SETTINGS', 'COLUMNS', 'LISTS', 'LARGEST', 'MASKING', 'OWN', 'TABLE',
            'RayPool', 'Worker', 'edit_all', 'trial', 'open_list']
 
 # %% ../nbs/22_batch.ipynb #3094e2ea
-import csv, hashlib, io, json, logging, os, pickle, uuid, warnings
+import csv, hashlib, io, json, logging, os, pickle, secrets, uuid, warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -569,12 +569,13 @@ class RayPool:
         self.start(address)
 
     def start(self, address: str | None):
-        "Reach the cluster, or start one on this machine that no other can reach."
-        os.environ |= {'RAY_USAGE_STATS_ENABLED': '0', 'RAY_BACKEND_LOG_LEVEL': 'fatal'} | os.environ   # it says nothing to anyone, unless asked to
+        "Reach the cluster, or start one on this machine that takes only who has its token, a new one each time."
+        own = dict(RAY_AUTH_MODE='token', RAY_AUTH_TOKEN=secrets.token_hex(32)) if address is None else {}
+        os.environ |= {'RAY_USAGE_STATS_ENABLED': '0', 'RAY_BACKEND_LOG_LEVEL': 'fatal'} | own | os.environ   # it says nothing to anyone, unless asked to
         try: import ray
         except ImportError as e: raise InputError("engine: Ray is not installed; pip install 'diffedit-nb[ray]'") from e
         if ray.is_initialized(): return
-        here = dict(num_cpus=int(self.workers*self.asks['num_cpus']) + 1, include_dashboard=False, _node_ip_address='127.0.0.1') if address is None else {}
+        here = dict(num_cpus=int(self.workers*self.asks['num_cpus']) + 1, include_dashboard=False) if address is None else {}
         try: ray.init(address=address, logging_level='ERROR', log_to_driver=False, **here)
         except (ConnectionError, ValueError, RuntimeError) as e: raise InputError(f'address: {address!r}; Ray can\'t be reached there ({e})') from e
 

@@ -6,7 +6,7 @@
 __all__ = ['app', 'run_demo', 'run_edit', 'run_mask', 'run_batch', 'run_bench', 'run_app', 'run_info', 'main']
 
 # %% ../nbs/20_cli.ipynb #a33e35de
-import json, os, sys, textwrap, time, warnings
+import json, os, sys, textwrap, time, uuid, warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from inspect import Parameter, Signature, signature
@@ -103,7 +103,7 @@ def save_all(
     "Write several PNGs, all of them or none. `InputError` for what can't be written."
     from diffedit.editing import check_output, save_png
     from diffedit.latents import InputError
-    beside = {path: path.with_name(f'.{path.name}.{os.getpid()}.png') for path in images}
+    beside = {path: path.with_name(f'.{uuid.uuid4().hex[:12]}.png') for path in images}
     try:
         for path, image in images.items():
             image, settings = image if isinstance(image, tuple) else (image, None)
@@ -357,15 +357,21 @@ def run_batch(
     "Edit a list of pictures. Every row ends in a table, done or with what was wrong; the exit code is 1 if any failed."
     with clean_end():
         from collections import Counter
-        from diffedit.batch import Local, RayPool, edit_all, trial
+        from diffedit.batch import Local, RayPool, edit_all, open_list, trial
         from diffedit.latents import InputError
         if threads is not None and threads < 1: raise InputError(f'threads: {threads}; wanted 1 or more')
+        open_list(jobs)   # what is wrong with it is said before a model is loaded
         models = dict(model=model, painter=inpainter, device=device, dtype=dtype, threads=threads)
         made = Local(**models) if engine == 'local' else RayPool(**models, workers=workers, cpus=cpus, gpus=gpus, address=address)
-        how = dict(batch=batch, masks=masks, heatmaps=heatmaps, overwrite=overwrite, limit=limit, progress=shown)
+        now = []
+        def counted(entries, **how):
+            for e in shown(entries, **how): now.append(e['state']); yield e
+        how = dict(batch=batch, masks=masks, heatmaps=heatmaps, overwrite=overwrite, limit=limit, progress=counted)
         table = trial(jobs, out, made, **how) if dry_run else edit_all(jobs, out, made, **how)
         states = Counter(table.state[table.row.notna()] if len(table) else ())
-        print(f'{out}: ' + (', '.join(f'{n} {"to do" if dry_run and state == "open" else state}' for state, n in states.items()) or 'an empty list') + ('; nothing was written' if dry_run else '; see results.jsonl and results.parquet'))
+        before = 0 if dry_run else states['done'] - now.count('done')
+        said = [f'{n} ' + ('to do' if state == 'open' else state) + (f' ({before} of them before)' if state == 'done' and before else '') for state, n in states.items()]
+        print(f'{out}: ' + (', '.join(said) or 'an empty list') + ('; nothing was written' if dry_run else '; see results.jsonl and results.parquet'))
         if states['failed']: raise typer.Exit(1)
 
 # %% ../nbs/20_cli.ipynb #b5fd54c8
@@ -499,6 +505,7 @@ def run_info(
 # %% ../nbs/20_cli.ipynb #e2b04640
 def main():
     "The entry point of the `diffedit` command."
+    for stream in (sys.stdout, sys.stderr): stream.reconfigure(errors='backslashreplace')   # a name that the terminal can't show is no fault
     app(prog_name='diffedit')
 
 # %% ../nbs/20_cli.ipynb #6982b898

@@ -7,7 +7,7 @@ __all__ = ['PRESETS', 'Settings', 'Cost', 'peak_memory', 'share', 'stage', 'Edit
            'read_settings', 'suited_recipe', 'suited', 'make_settings', 'edit', 'generate_mask']
 
 # %% ../nbs/07_editing.ipynb #2a1fb455
-import base64, html, io, json, os, re, shutil, time, warnings
+import base64, html, io, json, os, re, shutil, time, uuid, warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -49,6 +49,8 @@ class Settings:
                      ('ratio', lambda x: 0 < x <= 1, 'more than 0 and at most 1'), ('guidance', lambda x: 1 <= x < float('inf'), '1 or more'), one_of('inversion', INVERSIONS),
                      ('iterations', whole(0, 1000), 'a whole number from 0 to 999'), ('inversion_guidance', lambda x: 0 <= x < float('inf'), '0 or more'),
                      ('eta', lambda x: 0 <= x <= (self.inversion in ('ddim', 'fixed-point')), "0 to 1 (0 with 'belm' and 'edit-friendly')"), ('feather', whole(0, 101), 'a whole number from 0 to 100'))
+        for name in ('source', 'target', 'negative'):
+            if (caption := getattr(self, name)) != caption.encode(errors='replace').decode(): raise InputError(f'{name}: {caption[:60]!r} holds bytes that are no text')   # as a shell hands them over
         if self.recipe.captions == 'source' and not self.source.strip(): raise InputError("source: ''; the recipe asks with the source caption alone, and wanted one")
 
 # %% ../nbs/07_editing.ipynb #b407abcc
@@ -260,6 +262,9 @@ def check_output(
 ) -> Path:
     "The path, if a picture can be written there. `InputError` for a missing folder, a suffix other than .png, or a file that exists."
     path = Path(path)
+    try: os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError): pass
+    except (OSError, ValueError) as e: raise InputError(f'output: {str(path)!r} is no name for a file ({e})') from e
     if path.suffix.lower() != '.png': raise InputError(f'output: {str(path)!r} ends in {path.suffix or "no suffix"!r}; wanted .png')
     if not path.parent.is_dir(): raise InputError(f'output: no folder {str(path.parent)!r}')
     if path.is_dir(): raise InputError(f'output: {str(path)!r} is a folder')
@@ -285,7 +290,7 @@ def save_png(
 ):
     "Write a PNG whole or not at all; errors as `check_output`."
     path = check_output(path, overwrite).resolve()   # a link stays, and what it points to is written
-    beside = path.with_name(f'.{path.name}.{os.getpid()}.part')
+    beside = path.with_name(f'.{uuid.uuid4().hex[:12]}.part')
     try:
         beside.write_bytes(png(image, settings))
         os.replace(beside, path)
@@ -320,7 +325,7 @@ def save_folder(edit: Edit, folder: str | os.PathLike, overwrite: bool = False):
         if isinstance(c := getattr(settings, k), Embeddings): tensors |= {f'{k}.{name}': v for name, v in c.conditioning.items()}
     orders = {k: _order(v) for k, v in tensors.items()}
     said = edit.carries() | dict(method=way.method, cells=list(edit.mask.cells), cut=asdict(edit.mask.recipe), orders=orders, cost={k: asdict(c) for k, c in edit.cost.items()})
-    beside, old = (folder.with_name(f'.{folder.name}.{os.getpid()}.{kind}') for kind in ('part', 'old'))
+    beside, old = (folder.with_name(f'.{uuid.uuid4().hex[:12]}.{kind}') for kind in ('part', 'old'))
     try:
         beside.mkdir()
         for name, image in dict(picture=edit.picture, heatmap=Image.fromarray(np.uint8(edit.mask.heatmap*255)), mask=edit.changed.image(edit.picture.size), strip=edit.strip()).items(): image.save(beside/f'{name}.png')

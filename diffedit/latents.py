@@ -6,12 +6,12 @@
 __all__ = ['InputError', 'load_picture', 'working_size', 'to_tensor', 'to_images', 'show_row', 'show_figure', 'psnr']
 
 # %% ../nbs/01_latents.ipynb #29fb0f06
-import io, math, os, warnings
+import io, logging, math, os, warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 from .scenes import compact
 
@@ -21,18 +21,21 @@ class InputError(ValueError):
 
 # %% ../nbs/01_latents.ipynb #a37e4d17
 MIN_SIDE, MAX_ASPECT = 16, 4
+logging.getLogger('PIL').addHandler(logging.NullHandler())   # what it has to say of a file is said in an `InputError`
 
 @contextmanager
 def _reading(what: str) -> Iterator[None]:
     "Every complaint of a picture's reader as an `InputError`."
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter('ignore')   # of odd metadata; a picture that can be read is read
             warnings.simplefilter('error', Image.DecompressionBombWarning)
             yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
         raise InputError(f'{what} is larger than the {Image.MAX_IMAGE_PIXELS/1e6:.0f} megapixels that are safe to open') from e
     except Image.UnidentifiedImageError as e: raise InputError(f'{what} is not a picture that Pillow can read') from e
-    except (OSError, SyntaxError, ValueError, EOFError) as e: raise e if isinstance(e, InputError) else InputError(f'{what} is damaged or cut short ({e})') from e
+    except Exception as e:   # readers of damaged files fail in every way that there is
+        raise e if isinstance(e, InputError) else InputError(f'{what} is damaged or cut short ({e})') from e
 
 def open_image(path: str | os.PathLike | bytes, name: str = 'picture') -> Image.Image:
     "Read a whole picture file, or what was one; errors speak of the argument `name`."
@@ -40,7 +43,8 @@ def open_image(path: str | os.PathLike | bytes, name: str = 'picture') -> Image.
     elif os.path.isfile(path): said = repr(os.fspath(path))
     else: raise InputError(f"{name}: {'a folder, not a file: ' if os.path.isdir(path) else 'no file '}{os.fspath(path)!r}")
     with _reading(f'{name}: {said}'):
-        image = Image.open(path)
+        image = Image.open(io.BytesIO(Path(path).read_bytes()) if said != 'the file' else path)   # nothing stays open
+        if image.format == 'EPS': raise InputError(f'{name}: {said} is a program in PostScript; wanted a picture')
         image.load()
     return image
 
@@ -81,7 +85,7 @@ def as_image(
     with _reading(f'{name}: the image'):
         image = _eight_bits(_upright(image), name)
         plain = image.convert('RGBA' if image.has_transparency_data else 'RGB')
-    if image.mode not in ('RGB', 'RGBA', 'P'): plain.info.pop('icc_profile', None)   # a profile of other colours than it has now
+    if image.mode not in ('RGB', 'RGBA', 'P') or len(plain.info.get('icc_profile') or '') > PngImagePlugin.MAX_TEXT_CHUNK: plain.info.pop('icc_profile', None)   # a profile of other colours than it has now, or one with which no PNG could be opened again
     return plain
 
 # %% ../nbs/01_latents.ipynb #45e0fcea

@@ -228,7 +228,9 @@ def check_record(record, *rules: tuple[str, Callable, str]):
     for f in fields(record):
         value, (kind, wanted) = getattr(record, f.name), kinds.get(f.type.__name__, (object, ''))
         if not isinstance(value, kind) or f.type in (int, float) and isinstance(value, bool): raise InputError(f'{f.name}: {value!r}; wanted {wanted}')
-        if f.type in (int, float, bool): object.__setattr__(record, f.name, f.type(value))
+        try:
+            if f.type in (int, float, bool): object.__setattr__(record, f.name, f.type(value))
+        except OverflowError as e: raise InputError(f'{f.name}: a number of {len(str(value))} digits; wanted one that a computer holds') from e
     for name, holds, wanted in rules:
         if not holds(value := getattr(record, name)): raise InputError(f'{name}: {value!r}; wanted {wanted}')
 
