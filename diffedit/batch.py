@@ -6,8 +6,8 @@
 __all__ = ['SETTINGS', 'COLUMNS', 'LISTS', 'LARGEST', 'MASKING', 'OWN', 'TABLE', 'NOTES', 'KINDS', 'Ready', 'Row', 'read_list',
            'fetch', 'stamp', 'locate', 'protocol_of', 'make_rows', 'About', 'settled', 'Store', 'known', 'same_file',
            'state', 'pages', 'Plan', 'make_plan', 'edit_page', 'failed', 'alike', 'edit_part', 'given_mask', 'attempt',
-           'kept', 'note_of', 'files_of', 'spent', 'flat', 'parsed', 'lines', 'Local', 'table_of', 'save_table',
-           'RayPool', 'Worker', 'edit_all', 'trial', 'open_list']
+           'kept', 'note_of', 'files_of', 'moved', 'spent', 'flat', 'parsed', 'lines', 'Local', 'table_of',
+           'save_table', 'RayPool', 'Worker', 'edit_all', 'trial', 'open_list']
 
 # %% ../nbs/22_batch.ipynb #3094e2ea
 import csv, hashlib, io, json, logging, os, pickle, secrets, uuid, warnings
@@ -210,7 +210,7 @@ def settled(row: Row, model: About, painter: About) -> Row:
 MASKING = {f.name for f in fields(Recipe)} - {f.name for f in fields(Settings)}   # a row's settings that are its recipe's
 
 # %% ../nbs/22_batch.ipynb #3a2ddd61
-OWN = '.diffedit'
+OWN, TABLE = '.diffedit', 'results.jsonl'
 
 @dataclass(frozen=True)
 class Store:
@@ -261,32 +261,31 @@ class Store:
     @contextmanager
     def held(self) -> Iterator[None]:
         "Take it for this process alone, make it if it is not there, and sweep out what a killed run left half-written. `InputError` where it is taken, holds other things, or can't be written."
-        if not self.local: yield; return
         from filelock import FileLock, Timeout
-        root = Path(self.at[1])
+        fs, root = self.at
         try:
-            if root.exists() and not root.is_dir(): raise InputError(f'out: {self.url!r} is a file; wanted a folder, or a name that is free')
-            if root.exists() and not (root/OWN).is_dir() and any(root.iterdir()): raise InputError(f'out: {self.url!r} holds other things; name an empty or a new folder')
-            (root/OWN).mkdir(parents=True, exist_ok=True)
-            lock = FileLock(root/OWN/'lock')
-            lock.acquire(timeout=0)
+            if fs.isfile(root): raise InputError(f'out: {self.url!r} is a file; wanted a folder, or a name that is free')
+            inside = {PurePosixPath(name).name for name in fs.ls(root, detail=False)} if fs.isdir(root) else ()
+            if inside and not {OWN, TABLE} & inside: raise InputError(f'out: {self.url!r} holds other things; name an empty or a new folder')
+            if self.local:
+                Path(root, OWN).mkdir(parents=True, exist_ok=True)
+                lock = FileLock(Path(root, OWN, 'lock'))
+                lock.acquire(timeout=0)
+                for part in Path(root, OWN).glob('*.part'): part.unlink()
         except Timeout as e: raise InputError(f'out: another run is writing to {self.url!r}; wait for it, or name another folder') from e
         except OSError as e: raise InputError(f"out: {self.url!r} can't be written ({e.strerror or e})") from e
-        try:
-            for part in (root/OWN).glob('*.part'): part.unlink()
-            yield
-        finally: lock.release()
+        try: yield
+        finally:
+            if self.local: lock.release()
 
 # %% ../nbs/22_batch.ipynb #d390f920
-TABLE, NOTES = 'results.jsonl', f'{OWN}/rows'
+NOTES = f'{OWN}/rows'
 KINDS = 'pictures', 'masks', 'heatmaps'
 
 def known(store: Store) -> dict[str, dict]:
     "What a folder says of its results, by their names: the table, and over it the notes of a run that did not end. `InputError` for a table that is damaged."
-    lines = [(TABLE, i, line) for i, line in enumerate((store.get(TABLE) or b'').decode(errors='replace').split('\n'), 1)]
-    for name in sorted(store.sizes(NOTES)): lines += [(name, i, line) for i, line in enumerate(store.get(name).decode(errors='replace').split('\n'), 1)]
-    found = {}
-    for name, i, line in lines:
+    said, found = {name: (store.get(name) or b'').decode(errors='replace').split('\n') for name in (TABLE, *store.sizes(NOTES))}, {}
+    for name, i, line in ((name, i, line) for name, text in said.items() for i, line in enumerate(text, 1)):
         if not line: continue
         try:
             entry = json.loads(line)
@@ -370,7 +369,7 @@ def make_plan(
     said, sizes = known(store), {name: size for kind in KINDS for name, size in store.sizes(kind).items()}
     plan = Plan(rows, store.url, base, batch, tuple(kinds), known=said)
     with ThreadPoolExecutor(32) as pool: states = dict(zip((r.number for r in rows), pool.map(lambda r: state(r, said.get(r.output), sizes, kinds), rows)))
-    strange = [r for r in rows if r.output not in said and f'pictures/{r.output}' in sizes and not _ours(store, r)]
+    strange = [r for r in rows if states[r.number] == 'open' and f'pictures/{r.output}' in sizes and not _ours(store, r)]
     changed = [r for r in rows if states[r.number] == 'changed'] + strange
     if changed and not overwrite:
         raise InputError(f"out: {len(changed)} of {len(rows)} results in {store.url!r} were made otherwise than the list asks now, or changed since (the first: row {changed[0].number}, {changed[0].output}); "
@@ -380,7 +379,7 @@ def make_plan(
 
 def _ours(store: Store, row: Row) -> bool:
     "Whether a picture that no one has noted is one that a run was about to note."
-    try: return read_settings(store.get(f'pictures/{row.output}'))['target'] == row.target
+    try: return read_settings(store.get(f'pictures/{row.output}')).get('target') == row.target
     except InputError: return False
 
 # %% ../nbs/22_batch.ipynb #6af4b38d
@@ -466,7 +465,7 @@ def kept(done: list[tuple[Row, 'Edit | Exception', dict]], plan: Plan, note: str
     for row, e, inputs in done:
         try:
             if isinstance(e, Exception): raise e
-            files, figures = files_of(e, plan.kinds), dict(edited=float(e.changed.binary.mean()), flagged=e.flagged, **spent(e))
+            files, figures = files_of(e, plan.kinds), dict(edited=float(e.changed.binary.mean()), moved=moved(e), flagged=e.flagged, **spent(e))
         except Exception as error:
             entries.append(failed(row, str(error) if isinstance(error, InputError) else f'{type(error).__name__}: {error}'))
             continue
@@ -485,6 +484,12 @@ def files_of(e: Edit, kinds: Sequence[str]) -> dict[str, bytes]:
     size = e.picture.size
     made = dict(pictures=lambda: png(e.image, e.carries()), masks=lambda: png(e.changed.image(size)), heatmaps=lambda: png(Image.fromarray(np.uint8(e.mask.heatmap*255)).resize(size, Image.Resampling.BILINEAR)))
     return {kind: made[kind]() for kind in kinds}
+
+def moved(e: Edit) -> float:
+    "By how much the pixels that were edited differ from the picture's, of 255, on average."
+    a, b = (np.asarray(im.convert('RGB'), dtype=np.int16) for im in (e.image, e.picture))
+    inside = np.asarray(e.soft) > 0
+    return float(np.abs(a - b)[inside].mean()) if inside.any() else 0.
 
 def spent(e: Edit) -> dict:
     "What an edit cost: its own share, where it shared."
@@ -563,7 +568,9 @@ class RayPool:
         gpus: float = 0,                # and GPUs, or a share of one
         address: str | None = None,     # of a cluster, as `ray.init` takes it; one is started here by default
     ):
-        if workers < 1: raise InputError(f'workers: {workers}; wanted 1 or more')
+        for name, n, least in (('workers', workers, 1), ('cpus', cpus, 0), ('gpus', gpus, 0)):
+            if not least <= n < float('inf'): raise InputError(f'{name}: {n}; wanted {least} or more')
+        model, painter = (os.path.abspath(m) if m and os.path.exists(m) else m for m in (model, painter))   # workers may start elsewhere
         self.load = dict(model=model, painter=painter, device=device, dtype=dtype, threads=threads or max(1, int(cpus)))
         self.workers, self.asks = workers, dict(num_cpus=cpus, num_gpus=gpus)
         self.start(address)
@@ -574,10 +581,13 @@ class RayPool:
         os.environ |= {'RAY_USAGE_STATS_ENABLED': '0', 'RAY_BACKEND_LOG_LEVEL': 'fatal'} | own | os.environ   # it says nothing to anyone, unless asked to
         try: import ray
         except ImportError as e: raise InputError("engine: Ray is not installed; pip install 'diffedit-nb[ray]'") from e
-        if ray.is_initialized(): return
         here = dict(num_cpus=int(self.workers*self.asks['num_cpus']) + 1, include_dashboard=False) if address is None else {}
-        try: ray.init(address=address, logging_level='ERROR', log_to_driver=False, **here)
+        try:
+            if not ray.is_initialized(): ray.init(address=address, logging_level='ERROR', log_to_driver=False, **here)
         except (ConnectionError, ValueError, RuntimeError) as e: raise InputError(f'address: {address!r}; Ray can\'t be reached there ({e})') from e
+        there = ray.cluster_resources()
+        for name, kind in (('cpus', 'CPU'), ('gpus', 'GPU')):   # what a cluster does not have yet may come; what this machine does not have would be waited for in vain
+            if address is None and self.workers*(n := self.asks[f'num_{name}']) > there.get(kind, 0): raise InputError(f'{name}: {n} for each of {self.workers} workers; here there are {there.get(kind, 0):g}')
 
     def about(self) -> tuple[About, About]:
         "What a plan must know of model and painter, found out where they run."
@@ -645,5 +655,5 @@ def trial(jobs, out, engine: Local, *, batch: int = 8, masks: bool = False, heat
 
 def open_list(jobs) -> tuple[list[Row], str]:
     "The rows of a list, and the folder that their paths start from."
-    if isinstance(jobs, (str, os.PathLike)): return make_rows(read_list(jobs)), os.fspath(jobs).rpartition('/')[0] if '/' in os.fspath(jobs) else ''
+    if isinstance(jobs, (str, os.PathLike)): return make_rows(read_list(jobs)), (os.path.dirname if protocol_of(os.fspath(jobs)) == 'file' else lambda url: url.rpartition('/')[0])(os.fspath(jobs))
     return make_rows(jobs.astype(object).to_dict('records') if hasattr(jobs, 'to_dict') else jobs), ''
