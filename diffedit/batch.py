@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'COLUMNS', 'LISTS', 'LARGEST', 'MASKING', 'OWN', 'TABLE', 'NOTES', 'KINDS', 'Ready', 'Row', 'read_list',
-           'fetch', 'stamp', 'locate', 'protocol_of', 'make_rows', 'About', 'settled', 'Store', 'known', 'same_file',
-           'state', 'pages', 'Plan', 'make_plan', 'edit_page', 'failed', 'alike', 'edit_part', 'given_mask', 'attempt',
-           'kept', 'note_of', 'files_of', 'moved', 'spent', 'flat', 'parsed', 'lines', 'Local', 'table_of',
-           'save_table', 'RayPool', 'Worker', 'edit_all', 'trial', 'open_list']
+           'fetch', 'stamp', 'locate', 'protocol_of', 'make_rows', 'plain', 'About', 'settled', 'Store', 'known',
+           'noted', 'entry_of', 'same_file', 'state', 'pages', 'Plan', 'make_plan', 'edit_page', 'failed', 'alike',
+           'edit_part', 'given_mask', 'attempt', 'kept', 'note_of', 'files_of', 'moved', 'spent', 'flat', 'parsed',
+           'lines', 'Local', 'table_of', 'save_table', 'RayPool', 'Worker', 'edit_all', 'trial', 'open_list']
 
 # %% ../nbs/22_batch.ipynb #3094e2ea
-import csv, hashlib, io, json, logging, os, pickle, secrets, uuid, warnings
+import csv, errno, hashlib, io, json, logging, os, pickle, uuid, warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from functools import cached_property
@@ -58,7 +58,7 @@ class Row:
 WANTED = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'a text'}
 TRUTHS = {'true': True, 'yes': True, '1': True, 'false': False, 'no': False, '0': False}
 
-def missing(value) -> bool: return value is None or value == '' or value != value
+def missing(value) -> bool: return value is None or isinstance(value, str) and value == '' or isinstance(value, float) and value != value
 
 def typed(name: str, value, kind: type):
     "A cell as the type that its column has. `InputError` for what can't be read as that."
@@ -66,20 +66,33 @@ def typed(name: str, value, kind: type):
         if kind is str and isinstance(value, str) and value.encode(): return value   # half a pair of surrogates is no character
         if kind is bool: return TRUTHS[str(value).strip().lower()]
         if kind in (int, float) and not isinstance(value, bool):
-            if kind is float or isinstance(value, float) and value.is_integer(): return kind(value)
-            if not isinstance(value, float): return int(value)
+            if kind is float: return float(value)
+            try: number = int(value)
+            except ValueError: number = int(float(value))   # as tables write whole numbers in a column with gaps: 7.0
+            if number == (float(value) if isinstance(value, str) and '.' in value else type(number)(value) if isinstance(value, str) else value): return number
     except (ValueError, TypeError, KeyError, OverflowError): pass   # (a `UnicodeEncodeError` is a `ValueError`)
     raise InputError(f'{name}: {value!r}; wanted {WANTED[kind]}')
 
 # %% ../nbs/22_batch.ipynb #b5fd2c7f
 def _csv(data: bytes) -> list[dict]:
-    rows = list(csv.DictReader(io.StringIO(data.decode('utf-8-sig'), newline=''), strict=True))
-    if long := [i for i, row in enumerate(rows, 1) if None in row]: raise ValueError(f'row {long[0]} has more cells than there are columns')
-    return rows
+    try: text = data.decode('utf-16' if data[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8-sig')
+    except UnicodeDecodeError as e: raise ValueError('it is not UTF-8; in Excel, save it as "CSV UTF-8"') from e
+    head = text.partition('\n')[0]
+    table = csv.reader(io.StringIO(text, newline=''), strict=True, delimiter=next((c for c in ',;\t' if c in head), ','))
+    columns = [name.strip() for name in next(table, [])]
+    if twice := [name for name, n in Counter(filter(None, columns)).items() if n > 1]: raise ValueError(f'two columns {twice[0]!r}')
+    rows = [(table.line_num, cells) for cells in table if any(cells)]
+    for line, cells in rows:
+        if len(cells) > len(columns) or any(cell for name, cell in zip(columns, cells) if not name): raise ValueError(f'line {line} has more cells than there are columns with names')
+    return [{name: cell for name, cell in zip(columns, cells) if name} for _, cells in rows]
 
 def _jsonl(data: bytes) -> list[dict]:
-    rows = [json.loads(line) for line in data.decode().split('\n') if line.strip()]
-    if any(not isinstance(row, dict) for row in rows): raise ValueError('a line that is no object')
+    rows = []
+    for i, line in enumerate(data.decode('utf-8-sig').split('\n'), 1):
+        try: row = json.loads(line) if line.strip() else {}
+        except (ValueError, RecursionError) as e: raise ValueError(f'line {i}: {e}') from e
+        if not isinstance(row, dict): raise ValueError(f'line {i} is no object')
+        if row: rows.append(row)
     return rows
 
 def _parquet(data: bytes) -> list[dict]:
@@ -107,6 +120,7 @@ def fetch(
         fs, path = fsspec.core.url_to_fs(url)
         info = fs.info(path)
         if info['type'] != 'file': raise InputError(f'{name}: {url!r} is no file')
+        if not info['size']: raise InputError(f'{name}: {url!r} is empty')   # or says so, and has no end
         if info['size'] > LARGEST: raise InputError(f"{name}: {url!r} has {info['size']/1e6:.0f} MB; wanted at most {LARGEST/1e6:.0f}")
         data = fs.cat_file(path)
     except FileNotFoundError as e: raise InputError(f'{name}: no file {url!r}') from e
@@ -126,7 +140,8 @@ def locate(
     "Where a path in a list leads. `InputError` for an address of another kind than the list's and the results'."
     protocol, plain = fsspec.core.split_protocol(path)
     kind = protocol or ('file' if os.path.isabs(path) else protocol_of(base))
-    if '::' in path or kind not in allowed: raise InputError(f"{name}: {path!r} is an address of another kind ({kind}) than the list and the results; wanted {' or '.join(sorted(allowed))}")
+    if '::' in path: raise InputError(f"{name}: {path!r} holds '::', by which addresses are joined")
+    if kind not in allowed: raise InputError(f"{name}: {path!r} is an address of another kind ({kind}) than the list and the results; wanted {' or '.join(sorted(allowed))}")
     return path if protocol or os.path.isabs(path) else f'{base}/{path}' if base else path
 
 def protocol_of(url: str) -> str: return fsspec.core.split_protocol(url)[0] or 'file'
@@ -148,14 +163,22 @@ def usual_name(picture: str) -> str:
 
 def name_outputs(rows: list[Row]) -> list[Row]:
     "Give each row the name of its result, and say which have the same."
-    taken, said, numbers, named = {r.output.lower() for r in rows}, set(), defaultdict(lambda: count(1)), []
-    for r in rows:
+    taken, folders, numbers, named = set(), set(), defaultdict(lambda: count(1)), {}
+    above = lambda name: {str(p).lower() for p in PurePosixPath(name).parents}
+    def free(name):   # of two names neither may be the other, or a folder that the other is in
+        return not {name.lower(), *above(name)} & taken and name.lower() not in folders
+    def take(row, name, error=''):
+        taken.add(name.lower()), folders.update(above(name))
+        named[row.number] = replace(row, output=name, error=row.error or error)
+    clash = {}
+    for r in (r for r in rows if r.output):
+        if free(r.output): take(r, r.output)
+        else: clash[r.number] = f'output: {r.output!r} is what an earlier row is called, or a folder of it'
+    for r in (r for r in rows if r.number not in named):
         base = usual_name(r.picture)
-        name = r.output or next(x for n in numbers[base.lower()] if (x := f'{base}-{n}.png' if n > 1 else f'{base}.png').lower() not in taken)
-        same = r.output and r.output.lower() in said
-        said.add(r.output.lower()), taken.add(name.lower())
-        named.append(replace(r, output=name, error=r.error or (f'output: {name!r} is what an earlier row is called' if same else '')))
-    return named
+        if above(base) & taken: base = PurePosixPath(base).name   # a folder that it would be in is a picture
+        take(r, next(name for n in numbers[base.lower()] if free(name := f'{base}-{n}.png' if n > 1 else f'{base}.png')), clash.get(r.number, ''))
+    return [named[r.number] for r in rows]
 
 # %% ../nbs/22_batch.ipynb #8ff0bc84
 def make_rows(
@@ -166,15 +189,20 @@ def make_rows(
     for name in columns:
         if name not in COLUMNS and not (name and name[0] == '_'):
             near = get_close_matches(str(name), COLUMNS, 2, .6)
-            raise InputError(f"jobs: a column {name!r}" + (f" (did you mean {' or '.join(map(repr, near))}?)" if near else '') + f"; wanted {', '.join(COLUMNS)}, or a name of your own that begins with '_'")
+            raise InputError(f"jobs: a column {name!r}" + (f" (did you mean {' or '.join(map(repr, near))}?)" if near else '') + f"; wanted {', '.join(COLUMNS[:5])}, a setting of edit ({', '.join(list(SETTINGS)[-5:])}, …), or a name of your own that begins with '_'")
     if columns and (gone := [c for c in ('picture', 'target') if c not in columns]): raise InputError(f'jobs: no column {gone[0]!r}; wanted picture, source and target')
     return name_outputs([_row(i, r) for i, r in enumerate(records, 1)])
+
+def plain(value):
+    "A value of one's own as what every table can hold."
+    if isinstance(value, bool | float) or isinstance(value, int) and abs(value) < 2**63: return value
+    return str(value).encode(errors='backslashreplace').decode()
 
 def _row(number: int, said: dict) -> Row:
     said, row = {k: v for k, v in said.items() if not missing(v)}, Row(number, '')
     try:
         texts = {k: typed(k, v, str) for k, v in said.items() if k in ('picture', 'source', 'target', 'output', 'mask')}
-        row = replace(row, own={k: v for k, v in said.items() if k[0] == '_'}, **texts)
+        row = replace(row, own={k: plain(v) for k, v in said.items() if k[0] == '_'}, **texts)
         if not row.picture: raise InputError("picture: ''; say where it is")
         if row.output: row = replace(row, output=safe_name(row.output))
         return replace(row, given={k: typed(k, v, SETTINGS[k]) for k, v in said.items() if k in SETTINGS})
@@ -233,9 +261,12 @@ class Store:
         fs, root = self.at
         to, beside = f'{root}/{name}', Path(root, OWN, f'{uuid.uuid4().hex}.part')
         try:
-            fs.makedirs(to.rsplit('/', 1)[0], exist_ok=True)
             if not self.local: return fs.pipe_file(to, data)
-            beside.write_bytes(data)
+            with open(beside, 'xb') as f:
+                f.write(data)
+                f.flush()
+                os.fsync(f.fileno())   # on the disk before it has its name: after a power cut no file is there by half
+            os.makedirs(os.path.dirname(to), exist_ok=True)
             os.replace(beside, to)
         except OSError as e: raise InputError(f'out: {to!r} could not be written ({e.strerror or e})') from e
         finally:
@@ -258,15 +289,20 @@ class Store:
         fs, root = self.at
         for name in names: fs.rm_file(f'{root}/{name}')
 
+    def check(self):
+        "Refuse a place that is a file, or holds other things than a batch."
+        fs, root = self.at
+        if fs.isfile(root): raise InputError(f'out: {self.url!r} is a file; wanted a folder, or a name that is free')
+        inside = {PurePosixPath(name).name for name in fs.ls(root, detail=False)} if fs.isdir(root) else set()
+        if inside and not {OWN, TABLE} & inside: raise InputError(f'out: {self.url!r} holds other things; name an empty or a new folder')
+
     @contextmanager
     def held(self) -> Iterator[None]:
         "Take it for this process alone, make it if it is not there, and sweep out what a killed run left half-written. `InputError` where it is taken, holds other things, or can't be written."
         from filelock import FileLock, Timeout
-        fs, root = self.at
+        root = self.at[1]
         try:
-            if fs.isfile(root): raise InputError(f'out: {self.url!r} is a file; wanted a folder, or a name that is free')
-            inside = {PurePosixPath(name).name for name in fs.ls(root, detail=False)} if fs.isdir(root) else ()
-            if inside and not {OWN, TABLE} & inside: raise InputError(f'out: {self.url!r} holds other things; name an empty or a new folder')
+            self.check()
             if self.local:
                 Path(root, OWN).mkdir(parents=True, exist_ok=True)
                 lock = FileLock(Path(root, OWN, 'lock'))
@@ -284,30 +320,44 @@ KINDS = 'pictures', 'masks', 'heatmaps'
 
 def known(store: Store) -> dict[str, dict]:
     "What a folder says of its results, by their names: the table, and over it the notes of a run that did not end. `InputError` for a table that is damaged."
-    said, found = {name: (store.get(name) or b'').decode(errors='replace').split('\n') for name in (TABLE, *store.sizes(NOTES))}, {}
-    for name, i, line in ((name, i, line) for name, text in said.items() for i, line in enumerate(text, 1)):
+    try: said, found = (store.get(TABLE) or b'').decode(errors='replace').split('\n'), {}
+    except OSError as e: raise InputError(f'out: {TABLE} in {store.url!r} could not be read ({e.strerror or e})') from e
+    for i, line in enumerate(said, 1):
         if not line: continue
-        try:
-            entry = json.loads(line)
-            found[entry['output']] = entry
-        except (ValueError, KeyError, TypeError) as e: raise InputError(f'out: line {i} of {name} in {store.url!r} is damaged; mend it, or name another folder') from e
-    return found
+        if not (entry := entry_of(line)): raise InputError(f'out: line {i} of {TABLE} in {store.url!r} is damaged; without the line its row is done again')
+        found[entry['output']] = entry
+    return found | noted(store)
 
-def same_file(url: str, was: list) -> bool:
+def noted(store: Store) -> dict[str, dict]:
+    "What the notes say. One that is damaged says nothing, and its rows are done again."
+    entries = (entry_of(line) for name in store.sizes(NOTES) for line in (store.get(name) or b'').decode(errors='replace').split('\n'))
+    return {e['output']: e for e in entries if e}
+
+def entry_of(line: str) -> dict | None:
+    "A line of the table, if it is one."
+    try: e = json.loads(line)
+    except (ValueError, RecursionError): return None
+    kinds = dict(output=str, state=str) | (dict(fingerprint=str, files=dict, inputs=dict) if isinstance(e, dict) and e.get('state') == 'done' else {})
+    return e if isinstance(e, dict) and all(isinstance(e.get(k), kind) for k, kind in kinds.items()) else None
+
+def same_file(url: str, was: list | None) -> bool:
     "Whether a file is still as it was when it was read; one that is gone is taken for the same."
+    if not isinstance(was, list) or len(was) != 3: return False
     try:
         fs, path = fsspec.core.url_to_fs(url)
         info = fs.info(path)
         return [info['size'], stamp(info)] == was[:2] or info['size'] == was[0] and fetch(url, 'picture')[1][2] == was[2]
     except (OSError, ValueError): return True
 
-def state(row: Row, said: dict | None, sizes: dict[str, int], kinds: Sequence[str]) -> str:
-    "Of a row: 'done', 'open', 'failed' or 'changed'. `said` is what the folder knows of its name."
+def state(row: Row, said: dict | None, sizes: dict[str, int], kinds: Sequence[str], where: Callable) -> str:
+    "Of a row: 'done', 'open', 'failed' or 'changed'. `said` is what the folder knows of its name, `where` where its paths lead."
     if row.error: return 'failed'
-    if not said or said['state'] != 'done': return 'open'
-    files = said['files']
+    if not said or said['state'] != 'done' or f'pictures/{row.output}' not in sizes: return 'open'
+    files, inputs = said['files'], {name: path for name, path in (('picture', row.picture), ('mask', row.mask)) if path}
     if any(name in sizes and sizes[name] != size for name, size in files.items()): return 'changed'
-    if said['fingerprint'] != row.fingerprint or not all(same_file(url, was) for url, was in said['inputs'].items()): return 'changed'
+    try:
+        if said['fingerprint'] != row.fingerprint or not all(same_file(where(path, name), said['inputs'].get(name)) for name, path in inputs.items()): return 'changed'
+    except InputError: return 'changed'   # it leads elsewhere now
     return 'done' if all(f'{kind}/{row.output}' in sizes and f'{kind}/{row.output}' in files for kind in kinds) else 'open'
 
 # %% ../nbs/22_batch.ipynb #04b2f243
@@ -368,19 +418,21 @@ def make_plan(
     rows, store = [settled(r, model, painter or model) for r in rows], Store(os.fspath(out))
     said, sizes = known(store), {name: size for kind in KINDS for name, size in store.sizes(kind).items()}
     plan = Plan(rows, store.url, base, batch, tuple(kinds), known=said)
-    with ThreadPoolExecutor(32) as pool: states = dict(zip((r.number for r in rows), pool.map(lambda r: state(r, said.get(r.output), sizes, kinds), rows)))
+    with ThreadPoolExecutor(32) as pool: states = dict(zip((r.number for r in rows), pool.map(lambda r: state(r, said.get(r.output), sizes, kinds, plan.where), rows)))
     strange = [r for r in rows if states[r.number] == 'open' and f'pictures/{r.output}' in sizes and not _ours(store, r)]
     changed = [r for r in rows if states[r.number] == 'changed'] + strange
     if changed and not overwrite:
         raise InputError(f"out: {len(changed)} of {len(rows)} results in {store.url!r} were made otherwise than the list asks now, or changed since (the first: row {changed[0].number}, {changed[0].output}); "
                          'name another folder, or allow to replace them (overwrite=True, --overwrite)')
-    ahead = {*[r.number for page in pages(rows, batch) for r in page if states[r.number] != 'done'][:limit]}
-    return replace(plan, rows=[replace(r, wanted=r.number in ahead) for r in rows], states=states)
+    ahead = sorted((r for page in pages(rows, batch) for r in page if states[r.number] not in ('done', 'failed')), key=lambda r: said.get(r.output, {}).get('state') == 'failed')   # those that failed before come last
+    wanted = {r.number for r in ahead[:limit]} | {r.number for r in rows if r.error}   # an error that is known is said anyway
+    return replace(plan, rows=[replace(r, wanted=r.number in wanted) for r in rows], states=states)
 
 def _ours(store: Store, row: Row) -> bool:
     "Whether a picture that no one has noted is one that a run was about to note."
-    try: return read_settings(store.get(f'pictures/{row.output}')).get('target') == row.target
+    try: said = read_settings(store.get(f'pictures/{row.output}'))
     except InputError: return False
+    return all(said.get(k) == v for k, v in json.loads(json.dumps(asdict(row.settings))).items())
 
 # %% ../nbs/22_batch.ipynb #6af4b38d
 Ready = tuple[Image.Image, list[Row], dict]   # a picture, some of its rows, and by what to know its files again
@@ -407,7 +459,7 @@ def edit_page(
         ways, size = defaultdict(list), tuple(working_size(image.size, m.native_size, m.size_multiple) for m in (model, painter))
         for r in rows: ways[way_of(r.settings)].append(r)
         for (together, _), same in ways.items():
-            waiting[size, together].append((image, same, {url: known_by}))
+            waiting[size, together].append((image, same, dict(picture=known_by)))
             if len(waiting[size, together]) == plan.batch: yield from edit_part(waiting.pop((size, together)), plan, model, painter)
     for part in waiting.values(): yield from edit_part(part, plan, model, painter)
 
@@ -449,7 +501,7 @@ def given_mask(row: Row, image: Image.Image, plan: Plan) -> tuple[np.ndarray | N
     if not row.mask: return None, {}
     url = plan.where(row.mask, 'mask')
     data, known_by = fetch(url, 'mask')
-    return read_mask(data, image.size), {url: known_by}
+    return read_mask(data, image.size), dict(mask=known_by)
 
 def attempt(together: Callable, some: list) -> list:
     "What comes of rows together; if they fail, of each alone, or why not."
@@ -469,7 +521,12 @@ def kept(done: list[tuple[Row, 'Edit | Exception', dict]], plan: Plan, note: str
         except Exception as error:
             entries.append(failed(row, str(error) if isinstance(error, InputError) else f'{type(error).__name__}: {error}'))
             continue
-        for kind in reversed(plan.kinds): store.put(f'{kind}/{row.output}', files[kind])   # the picture last
+        try:
+            for kind in reversed(plan.kinds): store.put(f'{kind}/{row.output}', files[kind])   # the picture last
+        except InputError as error:
+            if getattr(error.__cause__, 'errno', 0) not in (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG): raise
+            entries.append(failed(row, str(error)))   # the fault of its name, and not of the disk
+            continue
         entries.append(dict(row=row.number, state='done', error='', picture=row.picture, output=row.output, mask=row.mask, **flat(e.settings), model=e.model.name, inpainter='' if e.painter is e.model else e.painter.name, **figures,
                             fingerprint=row.fingerprint, files={f'{kind}/{row.output}': len(data) for kind, data in files.items()}, inputs=inputs, diffedit=__version__, **row.own))
     store.put(note, lines(entries))
@@ -543,11 +600,12 @@ def save_table(plan: Plan, made: Iterable[dict] = ()) -> 'DataFrame':
     from pandas import DataFrame
     from pyarrow import ArrowException
     store, entries = Store(plan.out), table_of(plan, {e['output']: e for e in made})
-    table = DataFrame([{k: v for k, v in e.items() if k not in ('files', 'inputs')} for e in entries])
+    table = DataFrame([{k: v for k, v in e.items() if k not in ('files', 'inputs')} for e in entries], columns=None if entries else ['row', 'state', 'error', 'picture', 'source', 'target', 'output'])
     kinds = {c: SETTINGS.get(c.removeprefix('recipe.')) for c in table} | (dict(row=int) if len(table) else {})
-    table = table.astype({c: 'Int64' if kind is int else 'boolean' for c, kind in kinds.items() if kind in (int, bool)})   # as they are, though some rows have none
+    with suppress(TypeError, ValueError):   # of a table that someone has written in
+        table = table.astype({c: 'Int64' if kind is int else 'boolean' for c, kind in kinds.items() if kind in (int, bool)})   # as they are, though some rows have none
     try: data = table.to_parquet(index=False)
-    except (ArrowException, TypeError): data = table.assign(**{c: table[c].astype(str) for c in table if c[0] == '_'}).to_parquet(index=False)   # columns of one's own may hold anything
+    except (ArrowException, TypeError, ValueError, OverflowError): data = table.assign(**{c: table[c].astype(str) for c in table if c[0] == '_'}).to_parquet(index=False)   # columns of one's own may hold anything
     store.put(TABLE, lines(entries))
     store.put('results.parquet', data)
     store.drop(store.sizes(NOTES))
@@ -576,15 +634,14 @@ class RayPool:
         self.start(address)
 
     def start(self, address: str | None):
-        "Reach the cluster, or start one on this machine that takes only who has its token, a new one each time."
-        own = dict(RAY_AUTH_MODE='token', RAY_AUTH_TOKEN=secrets.token_hex(32)) if address is None else {}
-        os.environ |= {'RAY_USAGE_STATS_ENABLED': '0', 'RAY_BACKEND_LOG_LEVEL': 'fatal'} | own | os.environ   # it says nothing to anyone, unless asked to
+        "Reach the cluster, or start one on this machine, to which Ray admits only who has the user's token."
+        os.environ |= {'RAY_USAGE_STATS_ENABLED': '0', 'RAY_BACKEND_LOG_LEVEL': 'fatal'} | os.environ   # it says nothing to anyone, unless asked to
         try: import ray
         except ImportError as e: raise InputError("engine: Ray is not installed; pip install 'diffedit-nb[ray]'") from e
         here = dict(num_cpus=int(self.workers*self.asks['num_cpus']) + 1, include_dashboard=False) if address is None else {}
         try:
-            if not ray.is_initialized(): ray.init(address=address, logging_level='ERROR', log_to_driver=False, **here)
-        except (ConnectionError, ValueError, RuntimeError) as e: raise InputError(f'address: {address!r}; Ray can\'t be reached there ({e})') from e
+            if not ray.is_initialized(): ray.init(address=address or 'local', logging_level='ERROR', log_to_driver=False, **here)
+        except Exception as e: raise InputError(f'address: {address!r}; Ray can\'t be {"reached there" if address else "started here"} ({type(e).__name__}: {e})') from e
         there = ray.cluster_resources()
         for name, kind in (('cpus', 'CPU'), ('gpus', 'GPU')):   # what a cluster does not have yet may come; what this machine does not have would be waited for in vain
             if address is None and self.workers*(n := self.asks[f'num_{name}']) > there.get(kind, 0): raise InputError(f'{name}: {n} for each of {self.workers} workers; here there are {there.get(kind, 0):g}')
@@ -599,13 +656,18 @@ class RayPool:
         import ray.data   # which sets its loggers up when it is imported
         for name in ('ray', 'ray.data'): logging.getLogger(name).setLevel(logging.ERROR)
         ray.data.DataContext.get_current().enable_progress_bars = False
-        store = plan.out if protocol_of(plan.out) != 'file' else os.path.abspath(plan.out)
-        thin = replace(plan, rows=[], states={}, known={}, out=store, base=plan.base if protocol_of(plan.base) != 'file' else os.path.abspath(plan.base))
+        whole = lambda url: fsspec.core.url_to_fs(url or '.')[1] if protocol_of(url) in ('file', 'local') else url
+        thin = replace(plan, rows=[], states={}, known={}, out=whole(plan.out), base=whole(plan.base))
         todo = ray.data.from_items([dict(page=pickle.dumps(page)) for page in plan.pages], override_num_blocks=max(1, len(plan.pages)))
         done = todo.map_batches(Worker, batch_size=1, compute=ray.data.ActorPoolStrategy(size=self.workers), fn_constructor_args=(self.load, thin), **self.asks)
         with warnings.catch_warnings():
             warnings.filterwarnings('ignore', 'The minimum number of concurrent actors')   # of a list shorter than the pool
-            for row in done.iter_rows(): yield json.loads(row['entry'])
+            try:
+                for row in done.iter_rows(): yield json.loads(row['entry'])
+            except ray.exceptions.RayError as e:   # what a worker could not write, in its own words
+                while e and not isinstance(e, InputError): e = getattr(e, 'cause', None) or e.__cause__
+                if e: raise InputError(str(e)) from None
+                raise
 
 class Worker:
     "An actor of the pool: it loads the models once, and does pages as they come."
@@ -636,17 +698,18 @@ def edit_all(
         save_table(plan)
         try:
             for entry in progress(engine.run(plan), desc='editing', total=plan.wanted): made.append(entry)
-        finally: table = save_table(plan, made)
+        finally: table = save_table(plan, [*noted(store).values(), *made])   # stopped in the middle of a page, a worker has noted more than came back
     return table
 
 def trial(jobs, out, engine: Local, *, batch: int = 8, masks: bool = False, heatmaps: bool = False, overwrite: bool = False, limit: int | None = None, progress: Callable = lambda entries, **_: entries) -> 'DataFrame':
     "Look at the list, at what is done of it, and at every picture that is still to be edited, as `edit_all` would; write nothing."
     from pandas import DataFrame
     rows, base = open_list(jobs)
+    Store(os.fspath(out)).check()
     plan = make_plan(rows, out, *engine.about(), base, batch, ('pictures', *['masks']*masks, *['heatmaps']*heatmaps), overwrite, limit)
     def look():
         for r in plan.rows:
-            entry = failed(r, r.error) if r.error else failed(r, '') | dict(state='done' if plan.states[r.number] == 'done' else 'open')
+            entry = failed(r, r.error) if r.error else failed(r, '') | dict(state='done' if plan.states[r.number] == 'done' else 'to do' if r.wanted else 'later')
             try:
                 if r.wanted and not r.error: given_mask(r, load_picture(fetch(plan.where(r.picture), 'picture')[0]), plan)
             except InputError as e: entry = failed(r, str(e))
@@ -656,4 +719,4 @@ def trial(jobs, out, engine: Local, *, batch: int = 8, masks: bool = False, heat
 def open_list(jobs) -> tuple[list[Row], str]:
     "The rows of a list, and the folder that their paths start from."
     if isinstance(jobs, (str, os.PathLike)): return make_rows(read_list(jobs)), (os.path.dirname if protocol_of(os.fspath(jobs)) == 'file' else lambda url: url.rpartition('/')[0])(os.fspath(jobs))
-    return make_rows(jobs.astype(object).to_dict('records') if hasattr(jobs, 'to_dict') else jobs), ''
+    return make_rows(jobs.astype(object).to_dict('records') if hasattr(jobs, 'to_dict') else list(jobs)), ''

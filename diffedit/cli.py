@@ -51,6 +51,7 @@ def command(name: str, argument: str = '', **short: str) -> Callable:
         own, said, panels = dict(signature(f).parameters), docments(f, returns=False), dict(PANELS)
         if own.pop('masking', None): own, said = own | signature(masking).parameters, said | docments(masking, returns=False)
         if 'steps' in own: panels |= dict.fromkeys(PAINTING, "The repainting (by default the model's own)")
+        if 'workers' in own: panels |= dict.fromkeys(('workers', 'cpus', 'gpus', 'address'), 'With --engine ray')
         order, takes = list(panels), []
         for p in sorted(own, key=lambda p: order.index(p) if p in panels else -1):
             kind, flag = own[p].annotation, '--' + p.replace('_', '-')
@@ -324,23 +325,29 @@ def run_mask(
 
 # %% ../nbs/20_cli.ipynb #42d5ebc0
 def shown(entries, desc: str, total: int | None = None):
-    "Rows as they are done, with a bar on stderr that tells rate and time left, and a line for each that failed."
+    "Rows as they are done, with a bar on stderr that tells rate and time left (without a terminal, a line a minute), and a line for each of the first that failed."
     from tqdm import tqdm
-    with tqdm(total=total, desc=desc, disable=None, leave=False, unit='row') as bar:
-        for e in entries:
-            if e['state'] == 'failed': tqdm.write(f"row {e['row']}, {' '.join(e['picture'].split()) or 'no picture'}: {e['error']}", file=sys.stderr)
+    bar, failed, told = tqdm(total=total, desc=desc, disable=None, leave=False, unit='row'), 0, time.monotonic()
+    with bar:
+        for i, e in enumerate(entries, 1):
+            failed += e['state'] == 'failed'
+            if e['state'] == 'failed' and failed <= 20: tqdm.write(f"row {e['row']}, {' '.join(e['picture'].split()) or 'no picture'}: {e['error']}", file=sys.stderr)
             yield e
             bar.update()
+            if bar.disable and time.monotonic() > told + 60:
+                told = time.monotonic()
+                print(f'{desc}: {i} of {total} rows, {failed} failed', file=sys.stderr)
+    if failed > 20: print(f'… and {failed - 20} more failed', file=sys.stderr)
 
 # %% ../nbs/20_cli.ipynb #1d83c225
 @command('batch', argument='jobs', out='-o', model='-m')
 def run_batch(
-    jobs: str,                         # The list: .csv, .jsonl or .parquet, with columns picture, source, target, and any setting of edit. Paths in it start from where it lies.
+    jobs: str,                         # The list: .csv, .jsonl or .parquet, with columns picture, source, target; output (a name), mask, any setting of edit, and your own that begin with _. Paths in it start from where it lies.
     out: str,                          # The folder of results; made if it is not there. Run again, the command goes on where it was stopped.
     batch: int = 8,                    # Rows that go through the network together, where their pictures are of one size.
-    masks: bool = False,               # Write the pixels that were edited too, white, at the pictures' sizes.
-    heatmaps: bool = False,            # Write the heatmaps that the masks were cut from too.
-    limit: int | None = None,          # Do no more rows than this, the first that are not done.
+    masks: bool = False,               # Also write masks: what was edited, white, at the pictures' sizes.
+    heatmaps: bool = False,            # Also write the heatmaps that the masks were cut from.
+    limit: int | None = None,          # Do no more rows than this, the first that are not done; those that failed before come last.
     dry_run: bool = False,             # Look at every row and picture, say what would be done, and do nothing.
     overwrite: bool = False,           # Replace results that were made with other settings, or have changed.
     model: str = 'still-life',         # One in the package, a folder in diffusers' layout, or a hub repository owner/name.
@@ -349,12 +356,12 @@ def run_batch(
     dtype: str | None = None,          # Type of the weights: float32, float16, bfloat16.
     threads: int | None = None,        # Of the CPU, for each process; all of them by default, with Ray a worker's share.
     engine: Literal['local', 'ray'] = 'local',   # What does the work: this process, or a pool of workers that Ray runs, here or on a cluster.
-    workers: int = 2,                  # With Ray: processes that each hold the model.
-    cpus: float = 1,                   # With Ray: CPU cores that each of them asks for.
-    gpus: float = 0,                   # With Ray: GPUs that each of them asks for; may be a share of one.
-    address: str | None = None,        # With Ray: the cluster's, as `ray.init` takes it; by default one is started on this machine.
+    workers: int = 2,                  # Processes that each hold the model.
+    cpus: float = 1,                   # CPU cores that each of them asks for.
+    gpus: float = 0,                   # GPUs that each of them asks for; may be a share of one.
+    address: str | None = None,        # The cluster's, as `ray.init` takes it; by default one is started on this machine.
 ):
-    "Edit a list of pictures. Every row ends in a table, done or with what was wrong; the exit code is 1 if any failed."
+    "Edit a list of pictures. Every row ends in a table, done or with what went wrong. Exit codes: 0 all done, 1 some rows failed, 2 nothing could be begun or the disk is full, 130 interrupted."
     with clean_end():
         from collections import Counter
         from diffedit.batch import Local, RayPool, edit_all, open_list, trial
@@ -370,7 +377,7 @@ def run_batch(
         table = trial(jobs, out, made, **how) if dry_run else edit_all(jobs, out, made, **how)
         states = Counter(table.state[table.row.notna()] if len(table) else ())
         before = 0 if dry_run else states['done'] - now.count('done')
-        said = [f'{n} ' + ('to do' if state == 'open' else state) + (f' ({before} of them before)' if state == 'done' and before else '') for state, n in states.items()]
+        said = [f'{n} ' + ('left' if state == 'open' else state) + (f' ({before} of them before)' if state == 'done' and before else '') for state, n in states.items()]
         print(f'{out}: ' + (', '.join(said) or 'an empty list') + ('; nothing was written' if dry_run else '; see results.jsonl and results.parquet'))
         if states['failed']: raise typer.Exit(1)
 
@@ -505,7 +512,7 @@ def run_info(
 # %% ../nbs/20_cli.ipynb #e2b04640
 def main():
     "The entry point of the `diffedit` command."
-    for stream in (sys.stdout, sys.stderr): stream.reconfigure(errors='backslashreplace')   # a name that the terminal can't show is no fault
+    for stream in filter(None, (sys.stdout, sys.stderr)): stream.reconfigure(errors='backslashreplace')   # a name that the terminal can't show is no fault
     app(prog_name='diffedit')
 
 # %% ../nbs/20_cli.ipynb #6982b898

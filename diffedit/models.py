@@ -297,13 +297,16 @@ def _check_weights(folder: Path, stem: str, variant: str | None, pickle: bool, a
         return sum(_check_file(folder/shard, argument) for shard in sorted({*shards.values()}))
     return _check_file(whole, argument) if whole.is_file() or not unsafe else _check_file(folder/unsafe[0], argument, pickle)
 
-def _check_sizes(file: Path, tensors: int):
-    "Refuse settings that ask for more layers than the weights have tensors, or for sizes that no network has: they would fill the memory before anyone misses the weights."
+def _check_settings(file: Path, tensors: int):
+    "Refuse settings that ask for code from elsewhere, for more layers than the weights have tensors, or for sizes that no network has: they would fill the memory before anyone misses the weights."
     def numbers(said, name=''):
         if isinstance(said, (dict, list)):
             for k, v in said.items() if isinstance(said, dict) else enumerate(said): yield from numbers(v, k if isinstance(k, str) else name)
         elif isinstance(said, (int, float)): yield name, said
-    for name, n in numbers(_json(file)):
+    said = _json(file)
+    for name in ('attn_implementation', '_attn_implementation'):   # may name a repository of code
+        if (came := said.get(name)) not in (None, 'eager', 'sdpa'): raise InputError(f"model: {str(file)!r} has {name} {str(came)[:60]!r}; wanted 'eager' or 'sdpa'")
+    for name, n in numbers(said):
         if n > (most := max(tensors, 32) if 'layers' in name else 10**5): raise InputError(f'model: {str(file)!r} has {name} {n}; wanted at most {most}')
 
 PARTS = {   # what a folder may be made of, and of which classes
@@ -332,8 +335,8 @@ def _check_folder(folder: Path, variant: str | None, pickle: bool, given: Sequen
         at, settings = folder/part, next((file for end, file in SETTINGS.items() if end in kind), None)
         if not at.is_dir(): raise InputError(f"model: the folder {str(at)!r} is missing; model_index.json names it")
         for file in sorted({at/(settings or 'config.json'), *at.glob('*.json')}): _json(file)
-        if not settings: _check_sizes(at/'config.json', _check_weights(at, 'diffusion_pytorch_model' if library == 'diffusers' else 'model', variant, pickle))
-        if part == 'scheduler': _check_sizes(at/settings, 0)
+        if not settings: _check_settings(at/'config.json', _check_weights(at, 'diffusion_pytorch_model' if library == 'diffusers' else 'model', variant, pickle))
+        if part == 'scheduler': _check_settings(at/settings, 0)
         if 'Tokenizer' in kind and not (at/'tokenizer.json').is_file():
             for file in ('vocab.json', 'merges.txt'):
                 if not (at/file).is_file(): raise InputError(f'model: {str(at/file)!r} is missing, and tokenizer.json too')
