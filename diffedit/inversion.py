@@ -14,7 +14,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 from .latents import InputError
-from .noise import Conditioning, Model, check_finite, guided_noise, join
+from .noise import Conditioning, Model, check_finite, guided_noise, join, take
 from .schedule import Level, add_noise, ddim_step, fresh_share, stack
 
 # %% ../nbs/05_inversion.ipynb #5d3f22d4
@@ -32,7 +32,7 @@ class Trajectory:
 
     def pick(self, which: list[int]) -> 'Trajectory':
         "The trajectories of some pictures, each by its place."
-        return replace(self, **{name: type(v)(torch.cat([x[i:i + 1] for i in which]) for x in v) for name in ('latents', 'noises', 'residuals') for v in [getattr(self, name)]})
+        return replace(self, **{name: type(v)(take(x, which) for x in v) for name in ('latents', 'noises', 'residuals') for v in [getattr(self, name)]})
 
     def down(
         self,

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from .latents import InputError, as_image
-from .noise import Conditioning, Model, check_finite, guided_noise, join, repeat
+from .noise import Conditioning, Model, check_finite, guided_noise, join, repeat, take
 from .schedule import Level, add_noise, lms_step
 
 # %% ../nbs/04_mask.ipynb #0ae08e6b
@@ -53,7 +53,7 @@ class Draws:
 
     def pick(self, which: list[int]) -> 'Draws':
         "The draws of some pictures, each by its place."
-        return replace(self, **{k: torch.cat([v[i:i + 1] for i in which]) for k in ('noised', 'source', 'against') if (v := getattr(self, k)) is not None})
+        return replace(self, **{k: take(v, which) for k in ('noised', 'source', 'against') if (v := getattr(self, k)) is not None})
 
     def towards(self, model: Model, target: Conditioning) -> 'Draws':
         "The same with the answer to another target caption."
