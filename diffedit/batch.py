@@ -578,7 +578,8 @@ class Local:
 
     def about(self) -> tuple[About, About]:
         "What a plan must know of model and painter."
-        return About.of(self.model), About.of(self.painter)
+        model = About.of(self.model)
+        return model, model if self.painter is self.model else About.of(self.painter)
 
     def run(self, plan: Plan) -> Iterator[dict]:
         "Do what is planned; a line of the table for each row."
