@@ -364,17 +364,16 @@ def run_batch(
     "Edit a list of pictures. Every row ends in a table, done or with what went wrong. Exit codes: 0 all done, 1 some rows failed, 2 nothing could be begun or the disk is full, 130 interrupted."
     with clean_end():
         from collections import Counter
-        from diffedit.batch import Local, RayPool, edit_all, open_list, trial
+        from functools import partial
+        from diffedit.batch import Local, RayPool, edit_all
         from diffedit.latents import InputError
         if threads is not None and threads < 1: raise InputError(f'threads: {threads}; wanted 1 or more')
-        open_list(jobs)   # what is wrong with it is said before a model is loaded
         models = dict(model=model, painter=inpainter, device=device, dtype=dtype, threads=threads)
-        made = Local(**models) if engine == 'local' else RayPool(**models, workers=workers, cpus=cpus, gpus=gpus, address=address)
+        make = partial(Local, **models) if engine == 'local' else partial(RayPool, **models, workers=workers, cpus=cpus, gpus=gpus, address=address)
         now = []
         def counted(entries, **how):
             for e in shown(entries, **how): now.append(e['state']); yield e
-        how = dict(batch=batch, masks=masks, heatmaps=heatmaps, overwrite=overwrite, limit=limit, progress=counted)
-        table = trial(jobs, out, made, **how) if dry_run else edit_all(jobs, out, made, **how)
+        table = edit_all(jobs, out, make, batch=batch, masks=masks, heatmaps=heatmaps, overwrite=overwrite, limit=limit, dry_run=dry_run, progress=counted)
         states = Counter(table.state[table.row.notna()] if len(table) else ())
         before = 0 if dry_run else states['done'] - now.count('done')
         said = [f'{n} ' + ('left' if state == 'open' else state) + (f' ({before} of them before)' if state == 'done' and before else '') for state, n in states.items()]

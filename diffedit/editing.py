@@ -419,6 +419,7 @@ def way_of(s: Settings) -> tuple[tuple, tuple]:
 
 def _caption_key(caption: str): return caption if type(caption) is str else id(caption.conditioning)
 
+# %% ../nbs/07_editing.ipynb #68d03f51
 def edit_batch(model: Model, painter: Model, pictures: list[Image.Image], settings: list[Settings], masks: list, progress: Callable = lambda steps, **_: steps, known: tuple[Trajectory, list[dict]] | None = None) -> list[Edit]:
     "Edit pictures that are worked on at one size, by settings that differ in captions and seeds alone. One that stands there several times is inverted once; `known` is the way of each and what it cost, if they are known."
     n, images = len(pictures), worked(model, pictures)
