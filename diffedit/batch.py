@@ -523,7 +523,7 @@ def kept(done: list[tuple[Row, 'Edit | Exception', dict]], plan: Plan, note: str
     for row, e, inputs in done:
         try:
             if isinstance(e, Exception): raise e
-            files, figures = files_of(e, plan.kinds), dict(edited=float(e.changed.binary.mean()), moved=moved(e), flagged=e.flagged, **spent(e))
+            files, figures = files_of(e, plan.kinds), dict(edited=float(e.changed.binary.mean()), moved=mean_change(e), flagged=e.flagged, **spent(e))
         except Exception as error:
             entries.append(failed(row, str(error) if isinstance(error, InputError) else f'{type(error).__name__}: {error}'))
             continue
@@ -549,7 +549,7 @@ def files_of(e: Edit, kinds: Sequence[str]) -> dict[str, bytes]:
     made = dict(pictures=lambda: png(e.image, e.carries()), masks=lambda: png(e.changed.image(size)), heatmaps=lambda: png(Image.fromarray(np.uint8(e.mask.heatmap*255)).resize(size, Image.Resampling.BILINEAR)))
     return {kind: made[kind]() for kind in kinds}
 
-def moved(e: Edit) -> float:
+def mean_change(e: Edit) -> float:
     "By how much the pixels that were edited differ from the picture's, of 255, on average."
     a, b = (np.asarray(im.convert('RGB'), dtype=np.int16) for im in (e.image, e.picture))
     inside = np.asarray(e.soft) > 0
