@@ -28,7 +28,7 @@ from .editing import Edit, Settings, check_painter, edit_batch, png, read_settin
 from .latents import InputError, load_picture, working_size
 from .masks import Recipe, find_recipe, read_mask
 from .models import load_model
-from .noise import Model
+from .noise import CaptionWarning, Model
 from .schedule import Schedule
 if TYPE_CHECKING: from pandas import DataFrame
 
@@ -113,20 +113,31 @@ def read_list(path: str | os.PathLike) -> list[dict]:
 # %% ../nbs/22_batch.ipynb #eba438bb
 LARGEST = 2**29   # bytes of a file that is read
 
+@contextmanager
+def reaching(
+    name: str,   # of the argument
+    url: str,
+    verb: str = 'read',
+) -> Iterator[None]:
+    "Let what goes wrong at a path or an address be an `InputError`: every remote file system has exceptions of its own."
+    try: yield
+    except InputError: raise
+    except Exception as e:
+        if isinstance(e, FileNotFoundError) and verb == 'read': raise InputError(f'{name}: no file {url!r}') from e
+        raise InputError(f'{name}: {url!r} could not be {verb} ({getattr(e, "strerror", None) or str(e) or type(e).__name__})') from e
+
 def fetch(
     url: str,   # a path, or an address that fsspec knows
     name: str,  # of the argument, for errors
 ) -> tuple[bytes, list]:   # the file, and by what to know it again: size, stamp, checksum
     "Read a file. `InputError` for none, for what is no file, or one of more than 512 MB."
-    try:
+    with reaching(name, url):
         fs, path = fsspec.core.url_to_fs(url)
         info = fs.info(path)
         if info['type'] != 'file': raise InputError(f'{name}: {url!r} is no file')
         if not info['size']: raise InputError(f'{name}: {url!r} is empty')   # or says so, and has no end
         if info['size'] > LARGEST: raise InputError(f"{name}: {url!r} has {info['size']/1e6:.0f} MB; wanted at most {LARGEST/1e6:.0f}")
         data = fs.cat_file(path)
-    except FileNotFoundError as e: raise InputError(f'{name}: no file {url!r}') from e
-    except (OSError, ValueError, ImportError) as e: raise e if isinstance(e, InputError) else InputError(f'{name}: {url!r} could not be read ({e})') from e
     return data, [len(data), stamp(info), hashlib.sha256(data).hexdigest()]
 
 def stamp(info: dict) -> str:
@@ -250,8 +261,7 @@ class Store:
     @cached_property
     def at(self) -> tuple:
         "Its file system, and its path there."
-        try: return fsspec.core.url_to_fs(self.url)
-        except (ValueError, ImportError) as e: raise InputError(f'out: {self.url!r} can\'t be reached ({e})') from e
+        with reaching('out', self.url, 'reached'): return fsspec.core.url_to_fs(self.url)
 
     @property
     def local(self) -> bool:
@@ -263,40 +273,44 @@ class Store:
         fs, root = self.at
         to, beside = f'{root}/{name}', Path(root, OWN, f'{uuid.uuid4().hex}.part')
         try:
-            if not self.local: return fs.pipe_file(to, data)
-            with open(beside, 'xb') as f:
-                f.write(data)
-                f.flush()
-                os.fsync(f.fileno())   # on the disk before it has its name: after a power cut no file is there by half
-            os.makedirs(os.path.dirname(to), exist_ok=True)
-            os.replace(beside, to)
-        except OSError as e: raise InputError(f'out: {to!r} could not be written ({e.strerror or e})') from e
+            with reaching('out', to, 'written'):
+                if not self.local: return fs.pipe_file(to, data)
+                with open(beside, 'xb') as f:
+                    f.write(data)
+                    f.flush()
+                    os.fsync(f.fileno())   # on the disk before it has its name: after a power cut no file is there by half
+                os.makedirs(os.path.dirname(to), exist_ok=True)
+                os.replace(beside, to)
         finally:
             if self.local: beside.unlink(missing_ok=True)
 
     def get(self, name: str) -> bytes | None:
         "A file's bytes; none if it is not there."
         fs, root = self.at
-        try: return fs.cat_file(f'{root}/{name}')
-        except FileNotFoundError: return None
+        with reaching('out', f'{root}/{name}'), suppress(FileNotFoundError): return fs.cat_file(f'{root}/{name}')
 
     def sizes(self, folder: str = '') -> dict[str, int]:
-        "The files in it and their sizes, by name."
+        "The files in it and their sizes, by name; as they are now, for others write there too."
         fs, root = self.at
-        found = fs.find(f'{root}/{folder}'.rstrip('/'), detail=True) if fs.isdir(f'{root}/{folder}'.rstrip('/')) else {}
-        return {path[len(root):].lstrip('/'): info['size'] for path, info in found.items()}
+        at = f'{root}/{folder}'.rstrip('/')
+        with reaching('out', at):
+            fs.invalidate_cache()
+            return {path[len(root):].lstrip('/'): info['size'] for path, info in fs.find(at, detail=True).items()} if fs.isdir(at) else {}
 
     def drop(self, names: Iterable[str]):
         "Remove files."
         fs, root = self.at
-        for name in names: fs.rm_file(f'{root}/{name}')
+        with reaching('out', self.url, 'written'):
+            for name in names: fs.rm_file(f'{root}/{name}')
 
     @contextmanager
     def checked(self) -> Iterator[None]:
         "Refuse a place that is a file, or holds other things than a batch."
         fs, root = self.at
-        if fs.isfile(root): raise InputError(f'out: {self.url!r} is a file; wanted a folder, or a name that is free')
-        inside = {PurePosixPath(name).name for name in fs.ls(root, detail=False)} if fs.isdir(root) else set()
+        with reaching('out', self.url, 'reached'):
+            fs.invalidate_cache()
+            if fs.isfile(root): raise InputError(f'out: {self.url!r} is a file; wanted a folder, or a name that is free')
+            inside = {PurePosixPath(name).name for name in fs.ls(root, detail=False)} if fs.isdir(root) else set()
         if inside and not {OWN, TABLE} & inside: raise InputError(f'out: {self.url!r} holds other things; name an empty or a new folder')
         yield
 
@@ -305,15 +319,13 @@ class Store:
         "Take it for this process alone, make it if it is not there, and sweep out what a killed run left half-written. `InputError` where it is taken, holds other things, or can't be written."
         from filelock import FileLock, Timeout
         own = Path(self.at[1], OWN)
-        try:
-            with self.checked(): pass
+        with self.checked(), reaching('out', self.url, 'written'):
             if self.local:
                 own.mkdir(parents=True, exist_ok=True)
                 lock = FileLock(own/'lock')
-                lock.acquire(timeout=0)
+                try: lock.acquire(timeout=0)
+                except Timeout as e: raise InputError(f'out: another run is writing to {self.url!r}; wait for it, or name another folder') from e
                 for part in own.glob('*.part'): part.unlink()
-        except Timeout as e: raise InputError(f'out: another run is writing to {self.url!r}; wait for it, or name another folder') from e
-        except OSError as e: raise InputError(f"out: {self.url!r} can't be written ({e.strerror or e})") from e
         try: yield
         finally:
             if self.local: lock.release()
@@ -324,8 +336,7 @@ KINDS = 'pictures', 'masks', 'heatmaps'
 
 def known(store: Store) -> dict[str, dict]:
     "What a folder says of its results, by their names: the table, and over it the notes of a run that did not end. `InputError` for a table that is damaged."
-    try: said, found = (store.get(TABLE) or b'').decode(errors='replace').split('\n'), {}
-    except OSError as e: raise InputError(f'out: {TABLE} in {store.url!r} could not be read ({e.strerror or e})') from e
+    said, found = (store.get(TABLE) or b'').decode(errors='replace').split('\n'), {}
     for i, line in enumerate(said, 1):
         if not line: continue
         if not (entry := entry_of(line)): raise InputError(f'out: line {i} of {TABLE} in {store.url!r} is damaged; without the line its row is done again')
@@ -352,7 +363,7 @@ def same_file(url: str, was: list | None) -> bool:
         fs, path = fsspec.core.url_to_fs(url)
         info = fs.info(path)
         return [info['size'], stamp(info)] == was[:2] or info['size'] == was[0] and fetch(url, 'picture')[1][2] == was[2]
-    except (OSError, ValueError): return True
+    except Exception: return True   # whatever a file system has for it
 
 def state(row: Row, said: dict | None, sizes: dict[str, int], kinds: Sequence[str], where: Callable) -> str:
     "Of a row: 'done', 'open', 'failed' or 'changed'. `said` is what the folder knows of its name, `where` where its paths lead."
@@ -469,9 +480,9 @@ def edit_page(
             if len(waiting[size, together]) == plan.batch: yield from edit_part(waiting.pop((size, together)), plan, model, painter)
     for part in waiting.values(): yield from edit_part(part, plan, model, painter)
 
-def failed(row: Row, error: str) -> dict:
+def failed(row: Row, error: str, warning: str = '') -> dict:
     "What the table says of a row that could not be done."
-    return dict(row=row.number, state='failed', error=' '.join(error.split()), picture=row.picture, source=row.source, target=row.target, output=row.output, fingerprint=row.fingerprint, **row.own)
+    return dict(row=row.number, state='failed', error=' '.join(error.split()), warning=warning, picture=row.picture, source=row.source, target=row.target, output=row.output, fingerprint=row.fingerprint, **row.own)
 
 # %% ../nbs/22_batch.ipynb #14c72d90
 def alike(s: Settings) -> tuple:
@@ -480,7 +491,7 @@ def alike(s: Settings) -> tuple:
 
 def edit_part(part: list[Ready], plan: Plan, model: Model, painter: Model) -> Iterator[dict]:
     "Edit the rows of pictures that are inverted together, batch by batch; a batch is noted when its pictures are in their places."
-    groups, way = defaultdict(list), None
+    groups, way, said = defaultdict(list), None, defaultdict(set)
     for place, (image, rows, inputs) in enumerate(part):
         for r in rows:
             try:
@@ -499,7 +510,9 @@ def edit_part(part: list[Ready], plan: Plan, model: Model, painter: Model) -> It
             return edit_batch(model, painter, images, [r.settings for r in rows], masks, known=(way[0].pick(places), [share(way[1], len(part[i][1])) for i in places]))
         note = note_of(r for _, _, r, _, _ in some if r.wanted)
         if before := Store(plan.out).get(note): entries = parsed(before)   # by a worker that died later on this page
-        else: entries = kept([(r, e, inputs) for (_, _, r, _, inputs), e in zip(some, attempt(together, some)) if r.wanted], plan, note)
+        else:
+            with heard(said): ended = attempt(together, some)
+            entries = kept([(r, e, inputs, '; '.join(sorted(said[r.source] | said[r.target]))) for (_, _, r, _, inputs), e in zip(some, ended) if r.wanted], plan, note)
         yield from entries
 
 def given_mask(row: Row, image: Image.Image, plan: Plan) -> tuple[np.ndarray | None, dict]:
@@ -509,6 +522,16 @@ def given_mask(row: Row, image: Image.Image, plan: Plan) -> tuple[np.ndarray | N
     data, known_by = fetch(url, 'mask')
     return read_mask(data, image.size), dict(mask=known_by)
 
+@contextmanager
+def heard(said: dict[str, set]) -> Iterator[None]:
+    "Keep what the model says of captions, by caption; other warnings go their way."
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter('always', CaptionWarning)
+        yield
+    for w in told:
+        if isinstance(w.message, CaptionWarning): said[w.message.caption].add(str(w.message))
+        else: warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
+
 def attempt(together: Callable, some: list) -> list:
     "What comes of rows together; if they fail, of each alone, or why not."
     try: return together(some)
@@ -517,23 +540,27 @@ def attempt(together: Callable, some: list) -> list:
         return [x for one in some for x in attempt(together, [one])]
 
 # %% ../nbs/22_batch.ipynb #2f1f569c
-def kept(done: list[tuple[Row, 'Edit | Exception', dict]], plan: Plan, note: str) -> list[dict]:
-    "Put the pictures of a batch into their places, then the note that says so; what it says."
+def kept(
+    done: list[tuple[Row, 'Edit | Exception', dict, str]],   # what came of each row, from which files, with which warnings
+    plan: Plan,
+    note: str,           # its name
+) -> list[dict]:         # what it says
+    "Put the pictures of a batch into their places, then the note that says so."
     store, entries = Store(plan.out), []
-    for row, e, inputs in done:
+    for row, e, inputs, warning in done:
         try:
             if isinstance(e, Exception): raise e
             files, figures = files_of(e, plan.kinds), dict(edited=float(e.changed.binary.mean()), moved=mean_change(e), flagged=e.flagged, **spent(e))
         except Exception as error:
-            entries.append(failed(row, str(error) if isinstance(error, InputError) else f'{type(error).__name__}: {error}'))
+            entries.append(failed(row, str(error) if isinstance(error, InputError) else f'{type(error).__name__}: {error}', warning))
             continue
         try:
             for kind in reversed(plan.kinds): store.put(f'{kind}/{row.output}', files[kind])   # the picture last
         except InputError as error:
             if getattr(error.__cause__, 'errno', 0) not in (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG): raise
-            entries.append(failed(row, str(error)))   # the fault of its name, and not of the disk
+            entries.append(failed(row, str(error), warning))   # the fault of its name, and not of the disk
             continue
-        entries.append(dict(row=row.number, state='done', error='', picture=row.picture, output=row.output, mask=row.mask, **flat(e.settings), model=e.model.name, inpainter='' if e.painter is e.model else e.painter.name, **figures,
+        entries.append(dict(row=row.number, state='done', error='', warning=warning, picture=row.picture, output=row.output, mask=row.mask, **flat(e.settings), model=e.model.name, inpainter='' if e.painter is e.model else e.painter.name, **figures,
                             fingerprint=row.fingerprint, files={f'{kind}/{row.output}': len(data) for kind, data in files.items()}, inputs=inputs, diffedit=__version__, **row.own))
     store.put(note, lines(entries))
     return entries
@@ -609,7 +636,7 @@ def save_table(plan: Plan, made: Iterable[dict] = ()) -> 'DataFrame':
     from pandas import DataFrame
     from pyarrow import ArrowException
     store, entries = Store(plan.out), table_of(plan, {e['output']: e for e in made})
-    table = DataFrame([{k: v for k, v in e.items() if k not in ('files', 'inputs')} for e in entries], columns=None if entries else ['row', 'state', 'error', 'picture', 'source', 'target', 'output'])
+    table = DataFrame([{k: v for k, v in e.items() if k not in ('files', 'inputs')} for e in entries], columns=None if entries else ['row', 'state', 'error', 'warning', 'picture', 'source', 'target', 'output'])
     kinds = {c: SETTINGS.get(c.removeprefix('recipe.')) for c in table} | (dict(row=int) if len(table) else {})
     with suppress(TypeError, ValueError):   # of a table that someone has written in
         table = table.astype({c: 'Int64' if kind is int else 'boolean' for c, kind in kinds.items() if kind in (int, bool)})   # as they are, though some rows have none

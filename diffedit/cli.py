@@ -325,19 +325,23 @@ def run_mask(
 
 # %% ../nbs/20_cli.ipynb #42d5ebc0
 def shown(entries, desc: str, total: int | None = None):
-    "Rows as they are done, with a bar on stderr that tells rate and time left (without a terminal, a line a minute), and a line for each of the first that failed."
+    "Rows as they are done, with a bar on stderr that tells rate and time left (without a terminal, a line a minute), and a line for each of the first that failed, or that the model warned of."
+    from collections import Counter
     from tqdm import tqdm
-    bar, failed, told = tqdm(total=total, desc=desc, disable=None, leave=False, unit='row'), 0, time.monotonic()
+    bar, said, told = tqdm(total=total, desc=desc, disable=None, leave=False, unit='row'), Counter(), time.monotonic()
     with bar:
         for i, e in enumerate(entries, 1):
-            failed += e['state'] == 'failed'
-            if e['state'] == 'failed' and failed <= 20: tqdm.write(f"row {e['row']}, {' '.join(e['picture'].split()) or 'no picture'}: {e['error']}", file=sys.stderr)
+            for kind, before in dict(error='', warning='warning: ').items():
+                if not (word := e.get(kind)): continue
+                said[kind] += 1
+                if said[kind] <= 20: tqdm.write(f"row {e['row']}, {' '.join(e['picture'].split()) or 'no picture'}: {before}{word}", file=sys.stderr)
             yield e
             bar.update()
             if bar.disable and time.monotonic() > told + 60:
                 told = time.monotonic()
-                print(f'{desc}: {i} of {total} rows, {failed} failed', file=sys.stderr)
-    if failed > 20: print(f'… and {failed - 20} more failed', file=sys.stderr)
+                print(f'{desc}: {i} of {total} rows, {said["error"]} failed', file=sys.stderr)
+    for kind, n in said.items():
+        if n > 20: print(f'… and {n - 20} more {kind}{"s"*(n > 21)}', file=sys.stderr)
 
 # %% ../nbs/20_cli.ipynb #1d83c225
 @command('batch', argument='jobs', out='-o', model='-m')

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from .latents import InputError
-from .noise import Conditioning, Model
+from .noise import CaptionWarning, Conditioning, Model
 from .schedule import Level, Schedule, to_noise
 
 # %% ../nbs/80_models.ipynb #0c12fa93
@@ -137,10 +137,10 @@ class StableDiffusion(Model):
     def _warn(self, prompt: str):
         "Say which words will be cut, and which this model has never seen."
         ids, room = self.tokenizer(prompt, truncation=False, verbose=False).input_ids[1:-1], self.tokenizer.model_max_length - 2
-        if len(ids) > room: warnings.warn(f'caption: {self.name} reads {room} tokens; cut off: {short(self.tokenizer.decode(ids[room:]))!r}', stacklevel=4)
+        if len(ids) > room: warnings.warn(CaptionWarning(f'caption: {self.name} reads {room} tokens; cut off: {short(self.tokenizer.decode(ids[room:]))!r}', prompt), stacklevel=4)
         strange = [w for w in re.findall(r'\w+', prompt.lower()) if w not in self.words] if self.words else []
         near = {short(w): ' or '.join(map(repr, get_close_matches(w, self.words, 2, .75))) for w in dict.fromkeys(strange[:10])}
-        if strange: warnings.warn(f"caption: {self.name} has never seen {', '.join(f'{w!r} (did you mean {n}?)' if n else repr(w) for w, n in near.items())}; `diffedit info` lists its words", stacklevel=4)
+        if strange: warnings.warn(CaptionWarning(f"caption: {self.name} has never seen {', '.join(f'{w!r} (did you mean {n}?)' if n else repr(w) for w, n in near.items())}; `diffedit info` lists its words", prompt), stacklevel=4)
 
     def __repr__(self): return f'{self.name}: {self.native_size} px, {self.schedule.prediction}, {self.unet.dtype} on {self.device}'.replace('torch.', '')
 
