@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'COLUMNS', 'LISTS', 'MASKING', 'OWN', 'TABLE', 'Row', 'read_list', 'make_rows', 'plain', 'About',
-           'settled', 'Store', 'pages', 'Plan', 'make_plan', 'Local', 'RayPool', 'Worker', 'edit_all']
+           'settled', 'Store', 'pages', 'Plan', 'make_plan', 'Local', 'edit_all', 'RayPool', 'Worker']
 
 # %% ../nbs/22_batch.ipynb #3094e2ea
 import csv, errno, hashlib, io, json, logging, os, pickle, uuid, warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import count
 from operator import index
 from pathlib import Path, PurePosixPath
@@ -68,7 +68,9 @@ def whole_number(value) -> int:
 def typed(name: str, value, kind: type):
     "A cell as the type that its column has. `InputError` for what can't be read as that."
     try:
-        if kind is str and isinstance(value, str) and value.encode(): return value   # half a pair of surrogates is no character
+        if kind is str and isinstance(value, str):
+            value.encode()   # half a pair of surrogates is no character
+            return value
         if kind is bool: return TRUTHS[str(value).strip().lower()]
         if kind is float and not isinstance(value, bool): return float(value)
         if kind is int and not isinstance(value, bool): return whole_number(value)
@@ -85,7 +87,7 @@ def _csv(data: bytes) -> list[dict]:
     if twice := [name for name, n in Counter(filter(None, columns)).items() if n > 1]: raise ValueError(f'two columns {twice[0]!r}')
     rows = [(table.line_num, cells) for cells in table if any(cells)]
     for line, cells in rows:
-        if len(cells) > len(columns) or any(cell for name, cell in zip(columns, cells) if not name): raise ValueError(f'line {line} has more cells than there are columns with names')
+        if len(cells) > len(columns) or any(cell for name, cell in zip(columns, cells) if not name): raise ValueError(f'line {line} has more cells than there are columns with names; a comma inside a caption needs quotes around the caption')
     return [{name: cell for name, cell in zip(columns, cells) if name} for _, cells in rows]
 
 def _jsonl(data: bytes) -> list[dict]:
@@ -151,7 +153,7 @@ def locate(
     name: str = 'picture',
 ) -> str:
     "Where a path in a list leads. `InputError` for an address of another kind than the list's and the results'."
-    protocol, plain = fsspec.core.split_protocol(path)
+    protocol, _ = fsspec.core.split_protocol(path)
     kind = protocol or ('file' if os.path.isabs(path) else protocol_of(base))
     if '::' in path: raise InputError(f"{name}: {path!r} holds '::', by which addresses are joined")
     if kind not in allowed: raise InputError(f"{name}: {path!r} is an address of another kind ({kind}) than the list and the results; wanted {' or '.join(sorted(allowed))}")
@@ -201,8 +203,8 @@ def make_rows(
     columns = dict.fromkeys(k for r in records for k in r)
     for name in columns:
         if name not in COLUMNS and not (name and name[0] == '_'):
-            near = get_close_matches(str(name), COLUMNS, 2, .6)
-            raise InputError(f"jobs: a column {name!r}" + (f" (did you mean {' or '.join(map(repr, near))}?)" if near else '') + f"; wanted {', '.join(COLUMNS[:5])}, a setting of edit ({', '.join(list(SETTINGS)[-5:])}, …), or a name of your own that begins with '_'")
+            near = get_close_matches(str(name).strip().lower(), COLUMNS, 2, .6)
+            raise InputError(f"jobs: a column {name!r}" + (f" (did you mean {' or '.join(map(repr, near))}?)" if near else '') + f"; wanted {', '.join(COLUMNS[:5])}, a setting of edit (seed, steps, guidance, threshold, …), or a name of your own that begins with '_'")
     if columns and (gone := [c for c in ('picture', 'target') if c not in columns]): raise InputError(f'jobs: no column {gone[0]!r}; wanted picture, source and target')
     return name_outputs([_row(i, r) for i, r in enumerate(records, 1)])
 
@@ -303,8 +305,7 @@ class Store:
         with reaching('out', self.url, 'written'):
             for name in names: fs.rm_file(f'{root}/{name}')
 
-    @contextmanager
-    def checked(self) -> Iterator[None]:
+    def check(self):
         "Refuse a place that is a file, or holds other things than a batch."
         fs, root = self.at
         with reaching('out', self.url, 'reached'):
@@ -312,14 +313,14 @@ class Store:
             if fs.isfile(root): raise InputError(f'out: {self.url!r} is a file; wanted a folder, or a name that is free')
             inside = {PurePosixPath(name).name for name in fs.ls(root, detail=False)} if fs.isdir(root) else set()
         if inside and not {OWN, TABLE} & inside: raise InputError(f'out: {self.url!r} holds other things; name an empty or a new folder')
-        yield
 
     @contextmanager
     def held(self) -> Iterator[None]:
         "Take it for this process alone, make it if it is not there, and sweep out what a killed run left half-written. `InputError` where it is taken, holds other things, or can't be written."
         from filelock import FileLock, Timeout
         own = Path(self.at[1], OWN)
-        with self.checked(), reaching('out', self.url, 'written'):
+        self.check()
+        with reaching('out', self.url, 'written'):
             if self.local:
                 own.mkdir(parents=True, exist_ok=True)
                 lock = FileLock(own/'lock')
@@ -352,8 +353,9 @@ def entry_of(line: str) -> dict | None:
     "A line of the table, if it is one."
     try: e = json.loads(line)
     except (ValueError, RecursionError): return None
-    kinds = dict(output=str, state=str) | (dict(fingerprint=str, files=dict, inputs=dict) if isinstance(e, dict) and e.get('state') == 'done' else {})
-    return e if isinstance(e, dict) and all(isinstance(e.get(k), kind) for k, kind in kinds.items()) else None
+    if not isinstance(e, dict): return None
+    kinds = dict(output=str, state=str) | (dict(fingerprint=str, files=dict, inputs=dict) if 'files' in e or e.get('state') == 'done' else {})
+    return e if all(isinstance(e.get(k), kind) for k, kind in kinds.items()) else None
 
 # %% ../nbs/22_batch.ipynb #ff71d3e5
 def same_file(url: str, was: list | None) -> bool:
@@ -368,7 +370,7 @@ def same_file(url: str, was: list | None) -> bool:
 def state(row: Row, said: dict | None, sizes: dict[str, int], kinds: Sequence[str], where: Callable) -> str:
     "Of a row: 'done', 'open', 'failed' or 'changed'. `said` is what the folder knows of its name, `where` where its paths lead."
     if row.error: return 'failed'
-    if not said or said['state'] != 'done' or f'pictures/{row.output}' not in sizes: return 'open'
+    if 'files' not in (said or {}) or f'pictures/{row.output}' not in sizes: return 'open'
     files, inputs = said['files'], {name: path for name, path in (('picture', row.picture), ('mask', row.mask)) if path}
     if any(name in sizes and sizes[name] != size for name, size in files.items()): return 'changed'
     try:
@@ -415,7 +417,7 @@ class Plan:
 
     def where(self, path: str, name: str = 'picture') -> str:
         "Where a path of the list leads; errors as `locate`."
-        return locate(path, self.base, {protocol_of(self.base or 'x'), protocol_of(self.out)}, name)
+        return locate(path, self.base, {protocol_of(self.base)} | {protocol_of(self.out)} - {'file', 'local'}, name)
 
 # %% ../nbs/22_batch.ipynb #3e7b417c
 def make_plan(
@@ -439,8 +441,8 @@ def make_plan(
     strange = [r for r in rows if states[r.number] == 'open' and f'pictures/{r.output}' in sizes and not _ours(store, r)]
     changed = [r for r in rows if states[r.number] == 'changed'] + strange
     if changed and not overwrite:
-        raise InputError(f"out: {len(changed)} of {len(rows)} results in {store.url!r} were made otherwise than the list asks now, or changed since (the first: row {changed[0].number}, {changed[0].output}); "
-                         'name another folder, or allow to replace them (overwrite=True, --overwrite)')
+        raise InputError(f'out: {len(changed)} of {len(rows)} results in {store.url!r} would be replaced, for they are not what the list asks now (the first: row {changed[0].number}, {changed[0].output}); '
+                         'allow it (overwrite=True, --overwrite), or name another folder')
     ahead = sorted((r for page in pages(rows, batch) for r in page if states[r.number] not in ('done', 'failed')), key=lambda r: said.get(r.output, {}).get('state') == 'failed')   # those that failed before come last
     wanted = {r.number for r in ahead[:limit]} | {r.number for r in rows if r.error}   # an error that is known is said anyway
     return replace(plan, rows=[replace(r, wanted=r.number in wanted) for r in rows], states=states)
@@ -452,7 +454,14 @@ def _ours(store: Store, row: Row) -> bool:
     return all(said.get(k) == v for k, v in json.loads(json.dumps(asdict(row.settings))).items())
 
 # %% ../nbs/22_batch.ipynb #6af4b38d
-Ready = tuple[Image.Image, list[Row], dict]   # a picture, some of its rows, and by what to know its files again
+@dataclass(frozen=True)
+class Ready:
+    "A row with its files read."
+    row: Row
+    place: int               # of its picture, among those that are inverted together
+    image: Image.Image
+    mask: np.ndarray | None  # of its own, if it has one
+    inputs: dict             # by what to know the files again
 
 def edit_page(
     page: list[Row],
@@ -476,43 +485,47 @@ def edit_page(
         ways, size = defaultdict(list), tuple(working_size(image.size, m.native_size, m.size_multiple) for m in (model, painter))
         for r in rows: ways[way_of(r.settings)].append(r)
         for (together, _), same in ways.items():
-            waiting[size, together].append((image, same, dict(picture=known_by)))
+            waiting[size, together].append((image, same, known_by))
             if len(waiting[size, together]) == plan.batch: yield from edit_part(waiting.pop((size, together)), plan, model, painter)
     for part in waiting.values(): yield from edit_part(part, plan, model, painter)
 
-def failed(row: Row, error: str, warning: str = '') -> dict:
+def failed(row: Row, error: str, warned: Sequence[str] = ()) -> dict:
     "What the table says of a row that could not be done."
-    return dict(row=row.number, state='failed', error=' '.join(error.split()), warning=warning, picture=row.picture, source=row.source, target=row.target, output=row.output, fingerprint=row.fingerprint, **row.own)
+    return dict(row=row.number, state='failed', error=' '.join(error.split()), warning=' | '.join(warned), picture=row.picture, source=row.source, target=row.target, output=row.output, fingerprint=row.fingerprint, **row.own)
 
 # %% ../nbs/22_batch.ipynb #14c72d90
 def alike(s: Settings) -> tuple:
     "All of the settings that rows must share to go through the network together."
     return tuple(getattr(s, f.name) for f in fields(s) if f.name not in ('source', 'target', 'negative', 'seed'))
 
-def edit_part(part: list[Ready], plan: Plan, model: Model, painter: Model) -> Iterator[dict]:
-    "Edit the rows of pictures that are inverted together, batch by batch; a batch is noted when its pictures are in their places."
-    groups, way, said = defaultdict(list), None, defaultdict(set)
-    for place, (image, rows, inputs) in enumerate(part):
+def edit_part(
+    part: list[tuple[Image.Image, list[Row], list]],   # pictures that are inverted together, some of the rows of each, and by what to know it again
+    plan: Plan,
+    model: Model,
+    painter: Model,
+) -> Iterator[dict]:
+    "Edit their rows, batch by batch; a batch is noted when its pictures are in their places."
+    groups, said = defaultdict(list), defaultdict(set)
+    for place, (image, rows, known_by) in enumerate(part):
         for r in rows:
             try:
                 check_painter(model, painter, r.settings.eta)
                 mask, more = given_mask(r, image, plan)
+                groups[alike(r.settings), mask is None].append(Ready(r, place, image, mask, dict(picture=known_by) | more))
             except InputError as e:
                 if r.wanted: yield failed(r, str(e))
-                continue
-            groups[alike(r.settings), mask is None].append((place, image, r, mask, inputs | more))
+    @cache
+    def inverted(): return remember(model, painter, [image for image, *_ in part], [rows[0].settings for _, rows, _ in part])
+    def together(some):
+        way, keys = inverted()
+        return edit_batch(model, painter, [x.image for x in some], [x.row.settings for x in some], [x.mask for x in some], known=(way.pick([x.place for x in some]), [share(keys, len(part[x.place][1])) for x in some]))
     for some in (some for same in groups.values() for some in chunked(same, plan.batch)):
-        if not any(r.wanted for _, _, r, _, _ in some): continue
-        def together(some):
-            nonlocal way
-            places, images, rows, masks, _ = zip(*some)
-            if way is None: way = remember(model, painter, [image for image, *_ in part], [rows[0].settings for _, rows, _ in part])
-            return edit_batch(model, painter, images, [r.settings for r in rows], masks, known=(way[0].pick(places), [share(way[1], len(part[i][1])) for i in places]))
-        note = note_of(r for _, _, r, _, _ in some if r.wanted)
+        if not (wanted := [x.row for x in some if x.row.wanted]): continue
+        note = note_of(wanted)
         if before := Store(plan.out).get(note): entries = parsed(before)   # by a worker that died later on this page
         else:
             with heard(said): ended = attempt(together, some)
-            entries = kept([(r, e, inputs, '; '.join(sorted(said[r.source] | said[r.target]))) for (_, _, r, _, inputs), e in zip(some, ended) if r.wanted], plan, note)
+            entries = kept([(x, e) for x, e in zip(some, ended) if x.row.wanted], said, plan, note)
         yield from entries
 
 def given_mask(row: Row, image: Image.Image, plan: Plan) -> tuple[np.ndarray | None, dict]:
@@ -541,27 +554,30 @@ def attempt(together: Callable, some: list) -> list:
 
 # %% ../nbs/22_batch.ipynb #2f1f569c
 def kept(
-    done: list[tuple[Row, 'Edit | Exception', dict, str]],   # what came of each row, from which files, with which warnings
+    done: list[tuple[Ready, 'Edit | Exception']],   # what came of each row
+    said: dict[str, set],   # warnings, by caption
     plan: Plan,
-    note: str,           # its name
-) -> list[dict]:         # what it says
+    note: str,              # its name
+) -> list[dict]:            # what it says
     "Put the pictures of a batch into their places, then the note that says so."
     store, entries = Store(plan.out), []
-    for row, e, inputs, warning in done:
+    for x, e in done:
+        row, warned = x.row, sorted(said[x.row.source] | said[x.row.target])
         try:
             if isinstance(e, Exception): raise e
             files, figures = files_of(e, plan.kinds), dict(edited=float(e.changed.binary.mean()), moved=mean_change(e), flagged=e.flagged, **spent(e))
         except Exception as error:
-            entries.append(failed(row, str(error) if isinstance(error, InputError) else f'{type(error).__name__}: {error}', warning))
+            entries.append(failed(row, str(error) if isinstance(error, InputError) else f'{type(error).__name__}: {error}', warned))
             continue
+        if not e.changed.binary.any(): warned.append('mask: nothing to edit was found, and the picture is as it was')
         try:
             for kind in reversed(plan.kinds): store.put(f'{kind}/{row.output}', files[kind])   # the picture last
         except InputError as error:
             if getattr(error.__cause__, 'errno', 0) not in (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG): raise
-            entries.append(failed(row, str(error), warning))   # the fault of its name, and not of the disk
+            entries.append(failed(row, str(error), warned))   # the fault of its name, and not of the disk
             continue
-        entries.append(dict(row=row.number, state='done', error='', warning=warning, picture=row.picture, output=row.output, mask=row.mask, **flat(e.settings), model=e.model.name, inpainter='' if e.painter is e.model else e.painter.name, **figures,
-                            fingerprint=row.fingerprint, files={f'{kind}/{row.output}': len(data) for kind, data in files.items()}, inputs=inputs, diffedit=__version__, **row.own))
+        entries.append(dict(row=row.number, state='done', error='', warning=' | '.join(warned), picture=row.picture, output=row.output, mask=row.mask, **flat(e.settings), model=e.model.name, inpainter='' if e.painter is e.model else e.painter.name, **figures,
+                            fingerprint=row.fingerprint, files={f'{kind}/{row.output}': len(data) for kind, data in files.items()}, inputs=x.inputs, diffedit=__version__, **row.own))
     store.put(note, lines(entries))
     return entries
 
@@ -626,10 +642,10 @@ def table_of(plan: Plan, made: dict[str, dict]) -> list[dict]:
     for r in plan.rows:
         if r.output in made: out.append(made[r.output])
         elif r.error: out.append(failed(r, r.error))
-        elif r.output in plan.known and not r.wanted: out.append(plan.known[r.output] | dict(row=r.number, **r.own))
+        elif (e := plan.known.get(r.output)) and not r.wanted: out.append(e | dict(row=r.number, state=plan.states[r.number] if 'files' in e else e['state'], **r.own))
         else: out.append(failed(r, '') | dict(state='open'))
     here = {r.output for r in plan.rows}
-    return out + [e | dict(row=None) for name, e in plan.known.items() if name not in here and e['state'] == 'done']
+    return out + [e | dict(row=None, state='done') for name, e in plan.known.items() if name not in here and 'files' in e]
 
 def save_table(plan: Plan, made: Iterable[dict] = ()) -> 'DataFrame':
     "Write the table as JSON Lines and as Parquet; then the notes are in it, and go."
@@ -645,6 +661,52 @@ def save_table(plan: Plan, made: Iterable[dict] = ()) -> 'DataFrame':
     store.put(TABLE, lines(entries))
     store.put('results.parquet', data)
     store.drop(store.sizes(NOTES))
+    return table
+
+# %% ../nbs/22_batch.ipynb #11fd45c6
+def looked_at(plan: Plan) -> Iterator[dict]:
+    "What a run would find of each row: its picture is read, and its mask."
+    for r in plan.rows:
+        entry = failed(r, r.error) if r.error else failed(r, '') | dict(state='done' if plan.states[r.number] == 'done' else 'to do' if r.wanted else 'later')
+        try:
+            if r.wanted and not r.error: given_mask(r, load_picture(fetch(plan.where(r.picture), 'picture')[0]), plan)
+        except InputError as e: entry = failed(r, str(e))
+        yield entry
+
+def open_list(jobs) -> tuple[list[Row], str]:
+    "The rows of a list, and the folder that their paths start from."
+    if isinstance(jobs, (str, os.PathLike)): return make_rows(read_list(jobs)), (os.path.dirname if protocol_of(os.fspath(jobs)) == 'file' else lambda url: url.rpartition('/')[0])(os.fspath(jobs))
+    rows = jobs.astype(object).to_dict('records') if hasattr(jobs, 'to_dict') else jobs
+    if not isinstance(rows, Sequence) or not all(isinstance(r, dict) for r in rows): raise InputError(f'jobs: {rows!r:.60}; wanted a file, a table, or a list of dictionaries')
+    return make_rows(rows), ''
+
+# %% ../nbs/22_batch.ipynb #3ead5213
+def edit_all(
+    jobs: 'str | os.PathLike | DataFrame | Sequence[dict]',   # a .csv, .jsonl or .parquet file, here or at an address that fsspec knows; or rows by column. Columns: picture, source, target, and any setting of `edit`
+    out: str | os.PathLike,        # the folder of results; made if it is not there
+    engine: 'Local | Callable' = Local,   # what does it, a `Local` or a `RayPool`, or what makes one once the list is read; still-life in this process by default
+    *,
+    batch: int = 8,                # rows that go through the network together, where their pictures are of one size
+    masks: bool = False,           # write the pixels that were edited too, white, at the pictures' size
+    heatmaps: bool = False,        # write the heatmaps that the masks were cut from too
+    overwrite: bool = False,       # results of other settings may be replaced
+    limit: int | None = None,      # no more rows than this, the first that are not done
+    dry_run: bool = False,         # look at the list, at what is done of it, and at every picture that is still to be edited; write nothing
+    progress: Callable = lambda entries, **_: entries,   # wraps the lines of the table as they are made; is told `total`
+) -> 'DataFrame':                  # the table of results
+    "Edit a list of pictures. What is done already is not done again, what was stopped goes on. `InputError` for a list, folder or model that can't be used; what is wrong with a row is said in its `error`."
+    from pandas import DataFrame
+    rows, base = open_list(jobs)
+    store, kinds = Store(os.fspath(out)), ('pictures', *['masks']*masks, *['heatmaps']*heatmaps)
+    with nullcontext(store.check()) if dry_run else store.held():
+        engine, made = engine() if callable(engine) else engine, []
+        if not hasattr(engine, 'about'): raise InputError(f'engine: {engine!r:.60}; wanted Local(model), RayPool(…), or what makes one')
+        plan = make_plan(rows, out, *engine.about(), base, batch, kinds, overwrite, limit)
+        if dry_run: return DataFrame([*progress(looked_at(plan), desc='looking', total=len(rows))])
+        save_table(plan)
+        try:
+            for entry in progress(engine.run(plan), desc='editing', total=plan.wanted): made.append(entry)
+        finally: table = save_table(plan, [*noted(store).values(), *made])   # stopped in the middle of a page, a worker has noted more than came back
     return table
 
 # %% ../nbs/22_batch.ipynb #1cec744d
@@ -711,46 +773,3 @@ class Worker:
     def __call__(self, batch: dict) -> Iterator[dict]:
         for page in batch['page']:
             for entry in edit_page(pickle.loads(page), self.plan, self.engine.model, self.engine.painter): yield dict(entry=[json.dumps(entry, default=str)])
-
-# %% ../nbs/22_batch.ipynb #11fd45c6
-def looked_at(plan: Plan) -> Iterator[dict]:
-    "What a run would find of each row: its picture is read, and its mask."
-    for r in plan.rows:
-        entry = failed(r, r.error) if r.error else failed(r, '') | dict(state='done' if plan.states[r.number] == 'done' else 'to do' if r.wanted else 'later')
-        try:
-            if r.wanted and not r.error: given_mask(r, load_picture(fetch(plan.where(r.picture), 'picture')[0]), plan)
-        except InputError as e: entry = failed(r, str(e))
-        yield entry
-
-def open_list(jobs) -> tuple[list[Row], str]:
-    "The rows of a list, and the folder that their paths start from."
-    if isinstance(jobs, (str, os.PathLike)): return make_rows(read_list(jobs)), (os.path.dirname if protocol_of(os.fspath(jobs)) == 'file' else lambda url: url.rpartition('/')[0])(os.fspath(jobs))
-    return make_rows(jobs.astype(object).to_dict('records') if hasattr(jobs, 'to_dict') else list(jobs)), ''
-
-# %% ../nbs/22_batch.ipynb #3ead5213
-def edit_all(
-    jobs: 'str | os.PathLike | DataFrame | Sequence[dict]',   # a .csv, .jsonl or .parquet file, here or at an address that fsspec knows; or rows by column. Columns: picture, source, target, and any setting of `edit`
-    out: str | os.PathLike,        # the folder of results; made if it is not there
-    engine: 'Local | Callable' = Local,   # what does it, or what makes that once the list is read; still-life in this process by default
-    *,
-    batch: int = 8,                # pictures that go through the network together, where they are of one size
-    masks: bool = False,           # write the pixels that were edited too, white, at the pictures' size
-    heatmaps: bool = False,        # write the heatmaps that the masks were cut from too
-    overwrite: bool = False,       # results of other settings may be replaced
-    limit: int | None = None,      # no more rows than this, the first that are not done
-    dry_run: bool = False,         # look at the list, at what is done of it, and at every picture that is still to be edited; write nothing
-    progress: Callable = lambda entries, **_: entries,   # wraps the lines of the table as they are made; is told `total`
-) -> 'DataFrame':                  # the table of results
-    "Edit a list of pictures. What is done already is not done again, what was stopped goes on. `InputError` for a list, folder or model that can't be used; what is wrong with a row is said in its `error`."
-    from pandas import DataFrame
-    rows, base = open_list(jobs)
-    store, kinds = Store(os.fspath(out)), ('pictures', *['masks']*masks, *['heatmaps']*heatmaps)
-    with store.checked() if dry_run else store.held():
-        engine, made = engine() if callable(engine) else engine, []
-        plan = make_plan(rows, out, *engine.about(), base, batch, kinds, overwrite, limit)
-        if dry_run: return DataFrame([*progress(looked_at(plan), desc='looking', total=len(rows))])
-        save_table(plan)
-        try:
-            for entry in progress(engine.run(plan), desc='editing', total=plan.wanted): made.append(entry)
-        finally: table = save_table(plan, [*noted(store).values(), *made])   # stopped in the middle of a page, a worker has noted more than came back
-    return table

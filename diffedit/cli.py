@@ -88,7 +88,7 @@ def clean_end() -> Iterator[None]:
         warnings.showwarning = show
         try: yield
         except KeyboardInterrupt as e:
-            print('\n'*sys.stderr.isatty() + 'diffedit: interrupted', file=sys.stderr)
+            print('\n'*sys.stderr.isatty() + 'diffedit: interrupted' + (f'; {e}' if str(e) else ''), file=sys.stderr)
             raise typer.Exit(130) from e
         except ValueError as e:
             from diffedit.latents import InputError
@@ -328,7 +328,7 @@ def shown(entries, desc: str, total: int | None = None):
     "Rows as they are done, with a bar on stderr that tells rate and time left (without a terminal, a line a minute), and a line for each of the first that failed, or that the model warned of."
     from collections import Counter
     from tqdm import tqdm
-    bar, said, told = tqdm(total=total, desc=desc, disable=None, leave=False, unit='row'), Counter(), time.monotonic()
+    bar, said, told = tqdm(total=total, desc=desc, disable=None, leave=False, unit=' row'), Counter(), time.monotonic()
     with bar:
         for i, e in enumerate(entries, 1):
             for kind, before in dict(error='', warning='warning: ').items():
@@ -377,10 +377,12 @@ def run_batch(
         now = []
         def counted(entries, **how):
             for e in shown(entries, **how): now.append(e['state']); yield e
-        table = edit_all(jobs, out, make, batch=batch, masks=masks, heatmaps=heatmaps, overwrite=overwrite, limit=limit, dry_run=dry_run, progress=counted)
+        try: table = edit_all(jobs, out, make, batch=batch, masks=masks, heatmaps=heatmaps, overwrite=overwrite, limit=limit, dry_run=dry_run, progress=counted)
+        except KeyboardInterrupt as e: raise e if dry_run else KeyboardInterrupt(f'{now.count("done")} rows were done, and the same command goes on') from e
         states = Counter(table.state[table.row.notna()] if len(table) else ())
         before = 0 if dry_run else states['done'] - now.count('done')
-        said = [f'{n} ' + ('left' if state == 'open' else state) + (f' ({before} of them before)' if state == 'done' and before else '') for state, n in states.items()]
+        words = dict(open='left', changed='left as they were', failed='would fail' if dry_run else 'failed')
+        said = [f'{n} {words.get(state, state)}' + (f' ({before} of them before)' if state == 'done' and before else '') for state, n in states.items()]
         print(f'{out}: ' + (', '.join(said) or 'an empty list') + ('; nothing was written' if dry_run else '; see results.jsonl and results.parquet'))
         if states['failed']: raise typer.Exit(1)
 
