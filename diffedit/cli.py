@@ -259,7 +259,7 @@ def run_edit(
     if target is None and settings is None: raise typer.BadParameter('say what the picture should show', param_hint='--target')
     if preset and settings: raise typer.BadParameter('the settings of a file say what is spent; give --steps and --draws beside them', param_hint='--preset')
     with clean_end():
-        from diffedit.editing import edit, make_settings
+        from diffedit.editing import edit, make_settings, why_unchanged
         from diffedit.latents import InputError, load_picture
         from diffedit.masks import read_mask
         from diffedit.models import EMBEDDED, LITERATURE, load_model
@@ -286,9 +286,7 @@ def run_edit(
         share, written = e.changed.binary.mean(), ', '.join(map(str, outputs.values()))
         if e.flagged: print(f"warning: the safety checker of {e.painter.name} objects to {output}", file=sys.stderr)
         if share: print(f'{written}: {share:.0%} of the picture edited in {e.evaluations:.0f} evaluations and {time.perf_counter() - start:.1f} s' + (f', with at most {e.memory/1e9:.1f} GB in use' if e.memory else ''))
-        elif chosen['source'] == chosen['target']: print(f'{written}: both captions say the same, so there is nothing to edit, and the picture is as it was')
-        elif e.mask.binary.any(): print(f'{written}: the repainting changed nothing, and the picture is as it was; more --guidance or another --target may')
-        else: print(f'{written}: nothing to edit was found, and the picture is as it was; a lower --threshold finds more, and so do captions that differ more')
+        else: print(f'{written}: the picture is as it was: {why_unchanged(e)}')
 
 # %% ../nbs/20_cli.ipynb #164e3eed
 @command('mask', argument='picture', output='-o', source='-s', target='-t', model='-m', recipe='-r')

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'Settings', 'Cost', 'peak_memory', 'share', 'stage', 'Edit', 'check_output', 'png', 'save_png',
-           'read_settings', 'suited_recipe', 'suited', 'make_settings', 'edit', 'generate_mask']
+           'read_settings', 'suited_recipe', 'suited', 'make_settings', 'edit', 'why_unchanged', 'generate_mask']
 
 # %% ../nbs/07_editing.ipynb #2a1fb455
 import base64, html, io, json, os, re, shutil, time, uuid, warnings
@@ -541,6 +541,14 @@ def edit(
     edits = {}
     for members in groups.values(): edits |= zip(members, edit_batch(model, painter, *([x[i] for i in members] for x in (pictures, settings, masks)), progress))
     return [edits[i] for i in range(n)] if many else edits[0]
+
+# %% ../nbs/07_editing.ipynb #15a88c6a
+def why_unchanged(e: Edit) -> str:
+    "Why an edit left the picture as it was; empty if it did not."
+    if e.changed.binary.any(): return ''
+    if e.settings.source == e.settings.target: return 'both captions say the same, so there is nothing to edit'
+    if e.mask.binary.any(): return 'the repainting changed nothing; more guidance or another target may'
+    return 'nothing to edit was found; a lower threshold finds more, and so do captions that differ more'
 
 # %% ../nbs/07_editing.ipynb #97107cee
 def generate_mask(
