@@ -26,7 +26,7 @@ setup(
     package_data={cfg['lib_path']: ['py.typed', 'SHA256SUMS', *(f'*/**/*.{o}' for o in ('safetensors', 'json', 'txt'))]},
     include_package_data=False,
     install_requires=cfg['requirements'].split(),
-    extras_require={extra: cfg[f'{extra}_requirements'].split() for extra in ('dev', 'piebench', 'app', 'ray')},
+    extras_require={k.removesuffix('_requirements'): v.split() for k, v in cfg.items() if k.endswith('_requirements')},
     python_requires='>=' + cfg['min_python'],
     long_description=Path('README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',

@@ -4,22 +4,23 @@
 
 # %% auto #0
 __all__ = ['SIGNALS', 'RESCALES', 'RULES', 'RECIPES', 'predicted_noise', 'last_noise', 'implied_picture', 'Draws', 'draw_noise',
-           'average', 'pulled_noise', 'answers', 'draw', 'difference', 'by_quantile', 'by_mean', 'by_range', 'heatmap',
-           'blur', 'enlarge', 'iou', 'fixed', 'otsu', 'quantile', 'tidy', 'Recipe', 'find_recipe', 'follow', 'Mask',
-           'picture_heat', 'find_mask']
+           'average', 'pulled_noise', 'ask', 'draw', 'difference', 'by_quantile', 'by_mean', 'by_range', 'heatmap',
+           'blur', 'enlarge', 'iou', 'fixed', 'otsu', 'quantile', 'tidy', 'Recipe', 'find_recipe', 'guided_filter',
+           'neighbourhood_mean', 'read_mask', 'holds_ones', 'Mask', 'picture_heat', 'find_mask']
 
 # %% ../nbs/04_mask.ipynb #81d8e06f
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from numbers import Integral, Real
+from typing import Annotated
 import numpy as np, torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from .latents import InputError, as_image
-from .noise import Conditioning, Model, check_finite, guided_noise, join, repeat, take
+from .noise import Conditioning, Model, check_finite, fresh_noise, guided_noise, join, repeat, take
+from .options import InputError, Interval, OneOf, check_record
+from .pictures import as_image
 from .schedule import Level, add_noise, lms_step
 
 # %% ../nbs/04_mask.ipynb #0ae08e6b
@@ -28,7 +29,7 @@ def predicted_noise(model: Model, predict: Callable, x: Tensor, down: list[Level
     return predict(x, down[0])[0]
 
 def last_noise(model: Model, predict: Callable, x: Tensor, down: list[Level]) -> Tensor:
-    "The noise predicted at the last step on the way down to the picture, under a linear multistep sampler (Robinson 2022): an evaluation a level."
+    "The noise predicted at the last step down to the picture, by a linear multistep sampler (Robinson 2022)."
     noises = []
     for k, b in enumerate(down[1:]):
         noises = [predict(x, down[k])[0], *noises][:4]
@@ -45,19 +46,25 @@ SIGNALS = dict(noise=predicted_noise, denoised=last_noise, pixels=implied_pictur
 @dataclass(frozen=True, eq=False)
 class Draws:
     "Noisy versions of B pictures and what the captions made of them: all that a mask is found from."
-    recipe: object          # the `Recipe` that they follow
+    recipe: 'Recipe'        # that they follow
     down: list[Level]       # from the level that they were noised to down to the picture
     noised: Tensor          # (B, n, C, h, w)
     source: Tensor          # the recipe's signal for the source caption, (B, n, …)
-    against: Tensor | None  # what that is compared with, the same shape; none where the target has not been asked
+    against: Tensor | None  # what that is compared with; none where the target has not been asked
 
     def pick(self, which: list[int]) -> 'Draws':
         "The draws of some pictures, each by its place."
-        return replace(self, **{k: take(v, which) for k in ('noised', 'source', 'against') if (v := getattr(self, k)) is not None})
+        return replace(self, **{name: take(x, which) for name, x in self.tensors().items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        "The tensors that there are, by name."
+        there = dict(noised=self.noised, source=self.source, against=self.against)
+        return {name: x for name, x in there.items() if x is not None}
 
     def towards(self, model: Model, target: Conditioning) -> 'Draws':
         "The same with the answer to another target caption."
-        return self if self.recipe.captions == 'source' else replace(self, against=answers(model, self.noised, self.down, target, self.recipe))
+        if self.recipe.captions == 'source': return self
+        return replace(self, against=ask(model, self.noised, self.down, target, self.recipe))
 
 # %% ../nbs/04_mask.ipynb #1903615e
 def draw_noise(
@@ -67,7 +74,8 @@ def draw_noise(
     antithetic: bool = False,               # half of them the negatives of the others (Hammersley & Morton 1956)
 ) -> Tensor:                                # standard normal, (B, n, C, h, w)
     "Noise for `n` draws of each picture, from each picture's own generator."
-    noise = torch.stack([torch.randn((n + 1)//2 if antithetic else n, *latents.shape[1:], generator=g) for g in generators]).to(latents)
+    own = (n + 1)//2 if antithetic else n
+    noise = fresh_noise(latents[:, None].expand(-1, own, -1, -1, -1), generators)
     return torch.cat([noise, -noise], 1)[:, :n] if antithetic else noise
 
 def average(
@@ -85,29 +93,32 @@ def pulled_noise(
     level: Level,               # their level
     caption: Conditioning,      # B rows
     empty: Conditioning,        # the empty caption, B rows
-    pull: float,                # towards the caption, or, below 0, away from it; in lengths of the unconditional prediction
+    pull: float,                # towards the caption, below 0 away from it; in lengths of the unconditional prediction
 ) -> tuple[Tensor, Tensor]:     # the noise, and the clean latents it implies
     "Guidance by a measured length rather than by a factor (Robinson 2022)."
-    (u, u0), (c, c0) = zip(*(half.chunk(2) for half in model.predict(torch.cat([x, x]), level, join(empty, caption))))
-    length = lambda t: t.flatten(1).norm(dim=1)[:, None, None, None]
+    def length(x): return x.flatten(1).norm(dim=1)[:, None, None, None]
+    both = model.predict(torch.cat([x, x]), level, join(empty, caption))
+    (u, u0), (c, c0) = zip(*(half.chunk(2) for half in both))
     share = pull*length(u)/length(c - u).clamp(min=1e-12)
     return u + share*(c - u), u0 + share*(c0 - u0)
 
 # %% ../nbs/04_mask.ipynb #08fc3048
-def answers(
+def ask(
     model: Model,
     noised: Tensor,         # (B, n, C, h, w)
     down: list[Level],      # from their level down to the picture
     caption: Conditioning,  # B rows
-    recipe,                 # a `Recipe`
+    recipe: 'Recipe',
     towards: float = 1.,    # -1: away from the caption, where `recipe.captions` is 'source'
 ) -> Tensor:                # the recipe's signal, (B, n, …)
     "What one caption a picture makes of all its draws, in one batch."
     b, n = noised.shape[:2]
-    caption, plain = repeat(caption, n), recipe.captions == 'both' and recipe.guidance == 1   # then the empty caption is not asked
-    empty = None if plain else repeat(model.embed(['']*b), n)
-    if recipe.captions == 'source': predict = lambda x, level: pulled_noise(model, x, level, caption, empty, towards*recipe.guidance)
-    else: predict = lambda x, level: guided_noise(model, x, level, caption, empty, recipe.guidance)
+    caption, empty = repeat(caption, n), None
+    if recipe.captions == 'source' or recipe.guidance != 1: empty = repeat(model.embed(['']*b), n)
+    def predict(x, level):
+        if recipe.captions == 'source':
+            return pulled_noise(model, x, level, caption, empty, towards*recipe.guidance)
+        return guided_noise(model, x, level, caption, empty, recipe.guidance)
     return SIGNALS[recipe.signal](model, predict, noised.flatten(0, 1), down).unflatten(0, (b, n))
 
 def draw(
@@ -115,21 +126,25 @@ def draw(
     latents: Tensor,                        # clean latents, (B, C, h, w)
     source: Conditioning,                   # what the pictures show, B rows
     generators: Sequence[torch.Generator],  # one a picture
-    recipe=None,                            # a `Recipe`; `Recipe()` by default
+    recipe: 'Recipe | None' = None,         # `Recipe()` by default
 ) -> Draws:
     "Noise each picture and ask the source caption."
     recipe = recipe or Recipe()
     if recipe.steps: down = model.schedule.levels(recipe.steps)[max(1, round(recipe.strength*recipe.steps))::-1]
     else: down = [model.schedule.level(recipe.strength)]
-    if recipe.signal == 'denoised' and not down[0].alpha: raise InputError(f'strength: {recipe.strength}; of the picture nothing is left at t = {down[0].t}, and no way leads down from there; wanted less')
-    noised = add_noise(latents[:, None], down[0], draw_noise(latents, recipe.draws, generators, recipe.antithetic))
-    ask = lambda towards: answers(model, noised, down, source, recipe, towards)
-    return Draws(recipe, down, noised, ask(1.), ask(-1.) if recipe.captions == 'source' else None)
+    if recipe.signal == 'denoised' and not down[0].alpha:
+        raise InputError(f'strength: {recipe.strength}; of the picture nothing is left at t = {down[0].t}, '
+                         'and no way leads down from there; wanted less')
+    noise = draw_noise(latents, recipe.draws, generators, recipe.antithetic)
+    noised = add_noise(latents[:, None], down[0], noise)
+    here = ask(model, noised, down, source, recipe)
+    away = ask(model, noised, down, source, recipe, -1.) if recipe.captions == 'source' else None
+    return Draws(recipe, down, noised, here, away)
 
 def difference(
     model: Model,
     draws: Draws,
-    target: Conditioning,  # what the pictures should show, B rows; not asked where the draws have what to compare with
+    target: Conditioning,  # what the pictures should show, B rows; not asked if it was before
 ) -> Tensor:               # (B, h, w), 0 or more
     "How far the two answers are apart in each cell (or pixel), averaged over draws and channels."
     if draws.against is None: draws = draws.towards(model, target)
@@ -169,7 +184,8 @@ def blur(
     "Heat under a Gaussian blur (SciPy's), cut off at two standard deviations."
     from scipy.ndimage import gaussian_filter
     if not smooth: return heat
-    return torch.from_numpy(gaussian_filter(heat.cpu().numpy(), smooth*min(heat.shape[1:]), axes=(1, 2), truncate=2)).to(heat)
+    deviation = smooth*min(heat.shape[1:])
+    return torch.from_numpy(gaussian_filter(heat.cpu().numpy(), deviation, axes=(1, 2), truncate=2)).to(heat)
 
 def enlarge(
     cells: Tensor,           # (B, h, w)
@@ -177,7 +193,8 @@ def enlarge(
     mode: str = 'bicubic',   # smooth between the cells, or 'nearest': cells as blocks
 ) -> Tensor:                 # (B, H, W)
     "A heatmap at picture resolution."
-    return F.interpolate(cells[:, None], size=size, mode=mode, **({} if mode == 'nearest' else dict(align_corners=False)))[:, 0].clamp(0, 1)
+    corners = None if mode == 'nearest' else False
+    return F.interpolate(cells[:, None], size=size, mode=mode, align_corners=corners)[:, 0].clamp(0, 1)
 
 # %% ../nbs/04_mask.ipynb #8e0fb5cd
 def iou(a: np.ndarray, b: np.ndarray) -> float:
@@ -215,74 +232,82 @@ def tidy(
     if (specks or largest) and binary.any():
         regions, _ = ndimage.label(binary)
         area = np.bincount(regions.ravel())
-        area[0] = 0
-        binary = ((area >= specks*binary.size) & (area > 0) & ((area == area.max()) | (not largest)))[regions]
-    if dilate > 0 and binary.any(): binary = ndimage.distance_transform_edt(~binary) <= dilate
-    if dilate < 0: binary = ndimage.distance_transform_edt(np.pad(binary, 1, constant_values=True))[1:-1, 1:-1] > -dilate
+        area[0] = 0   # what is around them
+        stays = (area > 0) & (area >= specks*binary.size)
+        if largest: stays &= area == area.max()
+        binary = stays[regions]
+    if dilate > 0 and binary.any(): return ndimage.distance_transform_edt(~binary) <= dilate
+    if dilate < 0:
+        framed = np.pad(binary, 1, constant_values=True)   # what reaches the frame has no edge there
+        return ndimage.distance_transform_edt(framed)[1:-1, 1:-1] > -dilate
     return binary
-
-# %% ../nbs/04_mask.ipynb #5a7066c1
-def check_record(record, *rules: tuple[str, Callable, str]):
-    "Check a frozen record's types, numpy's numbers becoming Python's own, and its rules: field, test, and what is wanted. `InputError` names the field and what came."
-    kinds = dict(str=(str, 'a text'), int=(Integral, 'a whole number'), float=(Real, 'a number'), bool=((bool, np.bool_), 'True or False'))
-    for f in fields(record):
-        value, (kind, wanted) = getattr(record, f.name), kinds.get(f.type.__name__, (object, ''))
-        if not isinstance(value, kind) or f.type in (int, float) and isinstance(value, bool): raise InputError(f'{f.name}: {value!r}; wanted {wanted}')
-        try:
-            if f.type in (int, float, bool): object.__setattr__(record, f.name, f.type(value))
-        except OverflowError as e: raise InputError(f'{f.name}: a number of {len(str(value))} digits; wanted one that a computer holds') from e
-    for name, holds, wanted in rules:
-        if not holds(value := getattr(record, name)): raise InputError(f'{name}: {value!r}; wanted {wanted}')
-
-def one_of(name: str, known) -> tuple[str, Callable, str]:
-    "The rule that a field holds one of the known names."
-    return name, lambda value: value in known, ' or '.join(map(repr, known))
 
 # %% ../nbs/04_mask.ipynb #d2449368
 @dataclass(frozen=True)
 class Recipe:
-    "How a mask is found: what the model is asked, how the answers become heat, where the heat is cut, and what is tidied up."
-    signal: str = 'noise'      # what is compared: one of `SIGNALS`
-    captions: str = 'both'     # 'both': source against target; 'source': towards the source caption against away from it
-    guidance: float = 1.       # pull of the captions, above 0; 1 asks without guidance. Of captions 'source', in lengths of the unconditional prediction
-    draws: int = 10            # noises that the mask is averaged over
-    antithetic: bool = False   # half of them the negatives of the others
-    strength: float = .5       # share of the way into the noise, in (0, 1)
-    steps: int = 0             # the grid of levels that `strength` is counted on; 0: every level of the model
-    channels: str = 'mean'     # how the channels' differences become one: 'mean' of their sizes, or their Euclidean 'norm'
-    rescale: str = 'quantile'  # how differences become heat: one of `RESCALES`
-    cut: float = .95           # what that takes for extreme
-    smooth: float = 0.         # standard deviation of a blur of the heat, as a share of the shorter side
-    enlarge: str = 'bicubic'   # from cells to pixels: 'bicubic' or 'nearest'
-    guided: float = 0.         # neighbourhood in which the heat's edges follow the picture's, as a share of the shorter side; 0: they don't
-    rule: str = 'fixed'        # where the heat is cut: one of `RULES`
-    threshold: float = .5      # what the rule is told, in [0, 1)
-    fill: bool = False         # fill holes
-    specks: float = 0.         # drop regions smaller than this share of the picture
-    largest: bool = False      # keep the largest region alone
-    dilate: int = 0            # grow the mask by so many working pixels; negative shrinks it
-    change: int = 0            # lay into the picture only what repainting changed by more than this, of 255; 0: all that the mask covers
+    "How a mask is found: what is asked, how answers become heat, where heat is cut, what is tidied up."
+    # what is compared: the noise, the noise at the end of a walk down, or the pixels
+    signal: Annotated[str, OneOf(SIGNALS)] = 'noise'
+    # 'both': source against target; 'source': towards the source caption against away from it
+    captions: Annotated[str, OneOf(('both', 'source'))] = 'both'
+    # pull of the captions; 1: no guidance; of captions 'source', in lengths of the unconditional prediction
+    guidance: Annotated[float, Interval('(0, inf)')] = 1.
+    # noises that the mask is averaged over
+    draws: Annotated[int, Interval('[1, 10000]')] = 10
+    # draw noises in pairs, each with its negative, so that fewer are needed
+    antithetic: bool = False
+    # how far into the noise the mask is looked for, as a share of the way
+    strength: Annotated[float, Interval('(0, 1)')] = .5
+    # the grid of levels that `strength` is counted on; 0: every level of the model
+    steps: Annotated[int, Interval('[0, inf)')] = 0
+    # how the channels' differences become one: the mean of their sizes, or their Euclidean norm
+    channels: Annotated[str, OneOf(('mean', 'norm'))] = 'mean'
+    # how differences become heat: against a quantile of them, their mean, or their range
+    rescale: Annotated[str, OneOf(RESCALES)] = 'quantile'
+    # what that takes for extreme: a quantile, or a multiple of the mean
+    cut: Annotated[float, Interval('(0, 100]')] = .95
+    # blur of the heat: its standard deviation as a share of the picture's shorter side
+    smooth: Annotated[float, Interval('[0, 0.5]')] = 0.
+    # from cells to pixels: smoothly, or cells as blocks
+    enlarge: Annotated[str, OneOf(('bicubic', 'nearest'))] = 'bicubic'
+    # let the heat's edges follow the picture's within this share of its shorter side; 0 does not
+    guided: Annotated[float, Interval('[0, 0.4]')] = 0.
+    # what the threshold means: heat ('fixed'), a share of pixels left alone ('quantile'); 'otsu' needs none
+    rule: Annotated[str, OneOf(RULES)] = 'fixed'
+    # heat above which a pixel is edited: lower edits more
+    threshold: Annotated[float, Interval('[0, 1)')] = .5
+    # fill holes in the mask
+    fill: bool = False
+    # drop parts of the mask smaller than this share of the picture
+    specks: Annotated[float, Interval('[0, 1)')] = 0.
+    # keep the mask's largest part alone
+    largest: bool = False
+    # grow the mask by so many pixels of the size that the model works at; negative shrinks it
+    dilate: Annotated[int, Interval('[-1000, 1000]')] = 0
+    # of what the mask covers, edit only pixels that repainting changes by more than this, of 255; 0: all
+    change: Annotated[int, Interval('[0, 255]')] = 0
 
-    ASKED = 'signal', 'captions', 'guidance', 'draws', 'antithetic', 'strength', 'steps'   # decide what the model is asked,
-    HEAT = *ASKED, 'channels', 'rescale', 'cut', 'smooth', 'enlarge', 'guided'   # and these the heatmap
-
-    def alike(self, other: 'Recipe', names: Sequence[str]) -> bool:
-        "Whether two recipes agree in these fields."
-        return all(getattr(self, n) == getattr(other, n) for n in names)
+    # what decides what the model is asked, and what decides the heatmap
+    ASKED = 'signal', 'captions', 'guidance', 'draws', 'antithetic', 'strength', 'steps'
+    HEAT = *ASKED, 'channels', 'rescale', 'cut', 'smooth', 'enlarge', 'guided'
 
     def __post_init__(self):
-        check_record(self, one_of('signal', SIGNALS), one_of('captions', ('both', 'source')), one_of('channels', ('mean', 'norm')), one_of('rescale', RESCALES),
-                     one_of('enlarge', ('bicubic', 'nearest')), one_of('rule', RULES),
-                     ('guidance', lambda x: 0 < x < float('inf'), 'more than 0'), ('draws', lambda x: 1 <= x <= 10000, 'a whole number from 1 to 10000'),
-                     ('strength', lambda x: 0 < x < 1, 'more than 0 and less than 1'), ('cut', lambda x: 0 < x <= (1 if self.rescale == 'quantile' else 100), 'more than 0, and at most 1 for a quantile'),
-                     ('steps', lambda x: x >= (self.signal == 'denoised'), "a whole number, 0 or more, and 1 or more for the signal 'denoised'"), ('smooth', lambda x: 0 <= x <= .5, '0 to 0.5'), ('guided', lambda x: 0 <= x <= .4, '0 to 0.4'), ('change', lambda x: 0 <= x <= 255, 'a whole number from 0 to 255'),
-                     ('threshold', lambda x: 0 <= x < 1, '0 or more and less than 1'), ('specks', lambda x: 0 <= x < 1, '0 or more and less than 1'), ('dilate', lambda x: abs(x) <= 1000, 'a whole number from -1000 to 1000'))
+        check_record(self)
+        if self.rescale == 'quantile' and self.cut > 1:
+            raise InputError(f'cut: {self.cut!r}; wanted more than 0 and at most 1 for a quantile')
+        if self.signal == 'denoised' and not self.steps:
+            raise InputError(f"steps: {self.steps!r}; wanted 1 or more for the signal 'denoised'")
+
+    def agrees(self, other: 'Recipe', names: Sequence[str]) -> bool:
+        "Whether two recipes hold the same in these fields."
+        return all(getattr(self, n) == getattr(other, n) for n in names)
 
 # %% ../nbs/04_mask.ipynb #2589ebb7
 RECIPES = {
     'default': Recipe(),
     'paper': Recipe(enlarge='nearest'),
-    'seed': Recipe(signal='denoised', guidance=7., steps=50, channels='norm', rescale='range', smooth=1/64, enlarge='nearest', threshold=.35),
+    'seed': Recipe(signal='denoised', guidance=7., steps=50, channels='norm', rescale='range',
+                   smooth=1/64, enlarge='nearest', threshold=.35),
     'seed-variant': Recipe(signal='pixels', captions='source', guidance=.15, draws=20, rescale='range'),
     'diffusers': Recipe(guidance=7.5, steps=50, rescale='mean', cut=3., enlarge='nearest'),
 }
@@ -291,39 +316,67 @@ def find_recipe(
     recipe: 'str | dict | Recipe',  # one of `RECIPES`, a recipe, or a recipe's fields
     **changes,                      # fields that shall be otherwise; those that are None stay as they are
 ) -> Recipe:
-    "A recipe by its name, with changes. `InputError` for a name that isn't known, or a field that a recipe hasn't."
-    if isinstance(recipe, str) and recipe not in RECIPES: raise InputError(f"recipe: {recipe!r}; wanted {' or '.join(map(repr, RECIPES))}, or a Recipe")
-    given = {**(recipe if isinstance(recipe, dict) else {}), **{k: v for k, v in changes.items() if v is not None}}
-    if strange := set(given) - {f.name for f in fields(Recipe)}: raise InputError(f"recipe: {', '.join(map(repr, sorted(strange)))}; a recipe has {', '.join(f.name for f in fields(Recipe))}")
-    if isinstance(recipe, str): recipe = RECIPES[recipe]
-    return replace(recipe if isinstance(recipe, Recipe) else Recipe(), **given)
+    "A recipe by its name, with changes. `InputError` for a name or a field that isn't known."
+    if isinstance(recipe, str) and recipe not in RECIPES:
+        raise InputError(f'recipe: {recipe!r}; wanted {OneOf(RECIPES)}, or a Recipe')
+    if isinstance(recipe, dict): start, given = Recipe(), recipe
+    else: start, given = RECIPES[recipe] if isinstance(recipe, str) else recipe, {}
+    given = given | {name: value for name, value in changes.items() if value is not None}
+    known = [f.name for f in fields(Recipe)]
+    if strange := sorted(set(given) - set(known)):
+        raise InputError(f"recipe: {', '.join(map(repr, strange))}; a recipe has {', '.join(known)}")
+    return replace(start, **given)
 
 # %% ../nbs/04_mask.ipynb #17d12d2e
-def follow(
+def guided_filter(
     heat: Tensor,    # (B, H, W)
     images: Tensor,  # the pictures, (B, 3, H, W) from -1 to 1
     reach: float,    # radius of the neighbourhood, as a share of the shorter side
 ) -> Tensor:         # (B, H, W), from 0 to 1
-    "Heat whose edges follow the picture's (He et al. 2013, with ε = 0.001)."
-    from kornia.filters import guided_blur
+    "Heat as a linear function of the colours nearby, so with the picture's edges (He et al. 2013, ε = 0.001)."
     side = 2*max(1, round(reach*min(heat.shape[1:]))) + 1
-    return guided_blur((images.to(heat) + 1)/2, heat[:, None], side, 1e-3)[:, 0].clamp(0, 1)
+    def mean(x): return neighbourhood_mean(x, side).permute(0, 2, 3, 1)
+    guide, heat = (images.to(heat) + 1)/2, heat[:, None]
+    colour, warmth = mean(guide), mean(heat)
+    products = mean((guide[:, None]*guide[:, :, None]).flatten(1, 2)).unflatten(3, (3, 3))
+    variance = torch.addcmul(products, colour[..., None, :], colour[..., None], value=-1)
+    covariance = torch.addcmul(mean(heat*guide), warmth, colour, value=-1)
+    slope = torch.linalg.solve(variance + 1e-3*torch.eye(3).to(heat), covariance[..., None])
+    offset = warmth - (colour[..., None, :]@slope)[..., 0]
+    slope, offset = (neighbourhood_mean(x.permute(0, 3, 1, 2), side) for x in (slope[..., 0], offset))
+    return (offset[:, 0] + torch.einsum('bchw,bchw->bhw', guide, slope)).clamp(0, 1)
+
+def neighbourhood_mean(
+    x: Tensor,   # (B, C, H, W)
+    side: int,   # of the square around each pixel, odd; the frame is a mirror
+) -> Tensor:     # the same shape
+    "The mean around each pixel."
+    kernel = x.new_full((x.shape[1], 1, side, side), 1/side**2)
+    x = F.pad(x, (side//2,)*4, mode='reflect')
+    return F.conv2d(x.reshape(-1, *x.shape[1:]), kernel, groups=x.shape[1])
 
 # %% ../nbs/04_mask.ipynb #54ba1622
 def read_mask(
-    mask: 'Image.Image | str | os.PathLike | np.ndarray | Mask',  # white where to edit; an array may hold booleans, 0 and 1, uint8, or floats from 0 to 1
+    mask: 'Image.Image | str | os.PathLike | np.ndarray | Mask',  # white (255; in an array also true, or 1) where to edit
     of: tuple[int, int] | None = None,  # width and height of the picture that it is of
 ) -> np.ndarray:  # booleans (H, W)
-    "A mask of one's own, from an image, a path, an array or a `Mask`. What is transparent is not edited. `InputError` for what is no picture, or of other proportions by more than a tenth, which is what rounding to whole cells may do."
+    "A mask of one's own; what is transparent is not edited. `InputError` for none, or for other proportions."
     if isinstance(mask, Mask): return mask.binary
-    if isinstance(mask, np.ndarray) and mask.ndim == 2 and mask.size and mask.dtype.kind in 'bui' and mask.max() <= 1 and mask.min() >= 0: found = mask > 0
+    if holds_ones(mask): binary = mask > 0
     else:
         image = as_image(mask, 'mask')
         grey = np.asarray(image.convert('L'), dtype=float)
-        found = (grey*np.asarray(image.getchannel('A'))/255 if image.mode == 'RGBA' else grey) >= 128
-    h, w = found.shape
-    if of and not .9 < w*of[1]/(h*of[0]) < 1/.9: raise InputError(f'mask: {w}×{h} pixels; wanted the proportions of the picture, {of[0]}×{of[1]}')
-    return found
+        if image.mode == 'RGBA': grey = grey*np.asarray(image.getchannel('A'))/255
+        binary = grey >= 128
+    h, w = binary.shape
+    if of and not .9 < w*of[1]/(h*of[0]) < 1/.9:   # rounding to whole cells may do so much
+        raise InputError(f'mask: {w}×{h} pixels; wanted the proportions of the picture, {of[0]}×{of[1]}')
+    return binary
+
+def holds_ones(mask) -> bool:
+    "Whether a mask is an array (H, W) of booleans or of 0 and 1."
+    if not isinstance(mask, np.ndarray) or mask.ndim != 2 or not mask.size: return False
+    return mask.dtype.kind in 'bui' and bool(mask.min() >= 0 and mask.max() <= 1)
 
 # %% ../nbs/04_mask.ipynb #fab70ac8
 @dataclass(frozen=True, eq=False)
@@ -346,7 +399,7 @@ class Mask:
 
     @cached_property
     def latent(self) -> Tensor:
-        "Booleans (h, w): the cells that may be repainted: those covered by a quarter or more, or else the most covered."
+        "Booleans (h, w): the cells that may be repainted, covered by a quarter or more, or else the most."
         share = F.adaptive_avg_pool2d(torch.from_numpy(self.binary)[None].float(), self.cells)[0]
         return (share >= share.max().clamp(max=.25)) & (share > 0)
 
@@ -355,23 +408,31 @@ class Mask:
         return replace(self, recipe=replace(self.recipe, rule='fixed', threshold=threshold))
 
     @classmethod
-    def given(cls, mask: 'Image.Image | str | os.PathLike | np.ndarray | Mask', size: tuple[int, int], cells: tuple[int, int]) -> 'Mask':
+    def fit(cls, mask, size: tuple[int, int], cells: tuple[int, int]) -> 'Mask':
         "A mask of one's own, as `read_mask` takes it, fitted to `size` (height, width)."
         grey = Image.fromarray(read_mask(mask).astype(np.uint8)*255)
         return cls(np.asarray(grey.resize(size[::-1], Image.Resampling.BOX), dtype=np.float32)/255, cells)
 
-    def _with(self, binary: np.ndarray) -> 'Mask': return Mask.given(binary, self.heatmap.shape, self.cells)
-    def _fit(self, other) -> np.ndarray: return Mask.given(other, self.heatmap.shape, self.cells).binary
-    def __or__(self, other) -> 'Mask': return self._with(self.binary | self._fit(other))
-    def __and__(self, other) -> 'Mask': return self._with(self.binary & self._fit(other))
-    def __sub__(self, other) -> 'Mask': return self._with(self.binary & ~self._fit(other))
-    def __invert__(self) -> 'Mask': return self._with(~self.binary)
+    def like(self, mask) -> 'Mask':
+        "A mask of one's own, fitted to this one."
+        return Mask.fit(mask, self.heatmap.shape, self.cells)
+
+    def __or__(self, other) -> 'Mask': return self.like(self.binary | self.like(other).binary)
+    def __and__(self, other) -> 'Mask': return self.like(self.binary & self.like(other).binary)
+    def __sub__(self, other) -> 'Mask': return self.like(self.binary & ~self.like(other).binary)
+    def __invert__(self) -> 'Mask': return self.like(~self.binary)
 
     def image(self, size: tuple[int, int] | None = None) -> Image.Image:
         "Black, and white where to edit, at any size (width, height); its own by default."
-        return Image.fromarray(np.uint8(self.binary)*255).resize(size or self.binary.shape[::-1], Image.Resampling.NEAREST)
+        size = size or self.binary.shape[::-1]
+        return Image.fromarray(np.uint8(self.binary)*255).resize(size, Image.Resampling.NEAREST)
 
-    def _repr_png_(self): return Image.fromarray(np.uint8(self.heatmap*255))._repr_png_()
+    def heat_image(self, size: tuple[int, int] | None = None) -> Image.Image:
+        "The heatmap in grey, at any size (width, height); its own by default."
+        size = size or self.heatmap.shape[::-1]
+        return Image.fromarray(np.uint8(self.heatmap*255)).resize(size, Image.Resampling.BILINEAR)
+
+    def _repr_png_(self): return self.heat_image()._repr_png_()
 
 # %% ../nbs/04_mask.ipynb #fa5125eb
 def picture_heat(
@@ -380,16 +441,18 @@ def picture_heat(
     recipe: Recipe,
 ) -> Tensor:             # (B, H, W), from 0 to 1
     "The heatmap at picture resolution, as a recipe has it."
-    r = recipe
-    heat = enlarge(blur(heatmap(difference, r.rescale, r.cut), r.smooth), images.shape[-2:], r.enlarge)
-    return follow(heat, images, r.guided) if r.guided else heat
+    heat = blur(heatmap(difference, recipe.rescale, recipe.cut), recipe.smooth)
+    heat = enlarge(heat, images.shape[-2:], recipe.enlarge)
+    return guided_filter(heat, images, recipe.guided) if recipe.guided else heat
 
 def find_mask(
     model: Model,
     draws: Draws,
-    target: Conditioning,   # what the pictures should show, B rows; not asked where the draws have what to compare with
+    target: Conditioning,   # what the pictures should show, B rows; not asked if it was before
     images: Tensor,         # the pictures, (B, 3, H, W) from -1 to 1, at the size that they are worked on
 ) -> list[Mask]:            # one a picture
     "DiffEdit's mask of each picture, by the recipe of its draws (Couairon et al. 2022, section 3.2, step 1)."
-    apart = check_finite(difference(model, draws, target), f'asking for the mask, t = {draws.down[0].t}', model)
-    return [Mask(h, tuple(draws.noised.shape[-2:]), draws.recipe) for h in picture_heat(apart, images, draws.recipe).cpu().numpy()]
+    apart = difference(model, draws, target)
+    check_finite(apart, f'asking for the mask, t = {draws.down[0].t}', model)
+    heat = picture_heat(apart, images, draws.recipe).cpu().numpy()
+    return [Mask(h, tuple(draws.noised.shape[-2:]), draws.recipe) for h in heat]
