@@ -317,10 +317,11 @@ def find_recipe(
     **changes,                      # fields that shall be otherwise; those that are None stay as they are
 ) -> Recipe:
     "A recipe by its name, with changes. `InputError` for a name or a field that isn't known."
-    if isinstance(recipe, str) and recipe not in RECIPES:
-        raise InputError(f'recipe: {recipe!r}; wanted {OneOf(RECIPES)}, or a Recipe')
-    if isinstance(recipe, dict): start, given = Recipe(), recipe
-    else: start, given = RECIPES[recipe] if isinstance(recipe, str) else recipe, {}
+    start, given = Recipe(), {}
+    if isinstance(recipe, dict): given = recipe
+    elif isinstance(recipe, Recipe): start = recipe
+    elif isinstance(recipe, str) and recipe in RECIPES: start = RECIPES[recipe]
+    else: raise InputError(f'recipe: {recipe!r}; wanted {OneOf(RECIPES)}, or a Recipe')
     given = given | {name: value for name, value in changes.items() if value is not None}
     known = [f.name for f in fields(Recipe)]
     if strange := sorted(set(given) - set(known)):

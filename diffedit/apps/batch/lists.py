@@ -173,13 +173,13 @@ def make_row(number: int, record: dict) -> Row:
     try:
         own = {name: plain_value(cell) for name, cell in cells.items() if name[0] == '_'}
         texts = {name: read_cell(name, cell) for name, cell in cells.items() if name in TEXTS}
+        output = texts.pop('output', '')
         row = replace(row, own=own, **texts)
+        if output: row = replace(row, output=safe_name(output))
         if not row.picture: raise InputError("picture: ''; say where it is")
-        if row.output: row = replace(row, output=safe_name(row.output))
         given = {name: read_cell(name, cell) for name, cell in cells.items() if name in SETTINGS}
         return replace(row, given=given)
-    except InputError as e:
-        return replace(row, error=str(e), output='' if str(e).startswith('output') else row.output)
+    except InputError as e: return replace(row, error=str(e))
 
 # %% ../../../nbs/apps/batch/lists.ipynb #f655e0aa
 def make_rows(
