@@ -89,24 +89,21 @@ class Option:
         closed = self.allowed.text[-1] == ']'
         return f'a whole number{" from" if closed else ","} {self.allowed}'
 
-    def check(
-        self,
-        value,
-        error: type = InputError,
-    ) -> object:   # the value, with numbers as Python's own
-        "The value, if the option may hold it. `InputError` names the option, what came and what was wanted."
+    def check(self, value) -> object:
+        "The value, with numbers as Python's own. `InputError` names the option, what came and what was wanted."
         if isinstance(value, self.others): return value
         accepted = KINDS_OF_VALUE.get(self.kind, (object,))[0]
         if not isinstance(value, accepted) or self.kind in (int, float) and isinstance(value, bool):
-            raise error(f'{self.name}: {value!r}; wanted {KINDS_OF_VALUE[self.kind][1]}')
+            raise InputError(f'{self.name}: {value!r}; wanted {KINDS_OF_VALUE[self.kind][1]}')
         try:
             if self.kind in (int, float, bool): value = self.kind(value)
         except OverflowError as e:
             digits = len(str(value))
-            raise error(f'{self.name}: a number of {digits} digits; wanted one that a computer holds') from e
+            raise InputError(
+                f'{self.name}: a number of {digits} digits; wanted one that a computer holds') from e
         too_large = self.kind is int and not -2**63 <= value < 2**63
         if too_large or self.allowed is not None and value not in self.allowed:
-            raise error(f'{self.name}: {value!r}; wanted {self.wanted}')
+            raise InputError(f'{self.name}: {value!r}; wanted {self.wanted}')
         return value
 
 KINDS_OF_VALUE = {   # what passes for each, and its name

@@ -74,7 +74,8 @@ def model_settings(
     inversion: str | None = None,   # if not the model's own
 ) -> dict:                          # options of `edit`, by name
     "The options that suit a model. `InputError` for another preset."
-    if preset not in PRESETS: raise InputError(f'preset: {preset!r}; wanted {OneOf(PRESETS)}')
+    if not isinstance(preset, str) or preset not in PRESETS:
+        raise InputError(f'preset: {preset!r}; wanted {OneOf(PRESETS)}')
     defaults = dict(model.defaults)
     otherwise = defaults.pop('otherwise', {})   # with another inversion than its own
     if inversion in (None, defaults.get('inversion', 'ddim')): otherwise = {}
@@ -87,7 +88,7 @@ def choose_recipe(
 ) -> Recipe:
     "The recipe that was asked for; where nothing else was said, with what suits a model."
     own = {name: value for name, value in suits.items() if name in MASK_OPTIONS}
-    if recipe is None or recipe == 'default': recipe = own
+    if recipe is None or isinstance(recipe, str) and recipe == 'default': recipe = own
     elif isinstance(recipe, dict): recipe = own | recipe
     return find_recipe(recipe, **changes)
 
@@ -100,7 +101,7 @@ def choose_settings(
     **given,                     # any of `OPTIONS`; those that are none are the model's own
 ) -> Settings:
     "The settings of an edit, from what was given and what suits the model."
-    given = {name: value for name, value in given.items() if value is not None}
+    given = {name: OPTIONS[name].check(value) for name, value in given.items() if value is not None}
     if given.get('eta'): given = dict(inversion='ddim') | given   # which leaves room for fresh noise
     suits = model_settings(model, preset, given.get('inversion'))
     changes = {name: value for name, value in given.items() if name in MASK_OPTIONS}

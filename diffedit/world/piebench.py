@@ -16,7 +16,7 @@ import numpy as np, torch, typer
 from PIL import Image
 from tqdm import tqdm
 from ..files import save_png, whole
-from ..models import load_model
+from ..models import load_model, quiet_libraries
 from ..noise import Model
 from ..options import InputError, extra
 from ..pictures import load_picture
@@ -164,6 +164,7 @@ def main(
     lpips: Annotated[bool, typer.Option('--lpips', help='LPIPS too; its weights are fetched.')] = False,
 ):
     "Edit the pictures of PIE-Bench and measure their backgrounds."
+    quiet_libraries()
     bar, distance = partial(tqdm, disable=None), None
     try:
         if lpips:

@@ -22,7 +22,7 @@ _all_ = ['Local', 'RayPool', 'silence_ray']
 
 # %% ../../../nbs/apps/batch.ipynb #d316984a
 def table_entries(plan: Plan, made: dict[str, dict]) -> list[dict]:
-    "What is known of each row, from this run or before; then of results that other lists asked for."
+    "What is known of each row, from now or before; then of results that other lists asked for."
     entries, results = [], plan.results
     for row in plan.rows:
         before = results.get(row.output)
@@ -34,14 +34,14 @@ def table_entries(plan: Plan, made: dict[str, dict]) -> list[dict]:
         else: entry = make_entry(row, 'open')
         entries.append(entry)
     listed = {row.output for row in plan.rows}
-    others = [entry for name, entry in results.items() if name not in listed and 'files' in entry]
-    return entries + [entry | dict(row=None, state='done') for entry in others]
+    others = [e for name, e in results.items() if name not in listed and 'files' in e]
+    return entries + [e | dict(row=None, state='done') for e in others]
 
 def make_table(entries: list[dict]) -> DataFrame:
     "Entries as a table. Whole numbers and truths stay such, though some rows have none."
-    if not entries: return DataFrame(columns='row state error warning picture source target output'.split())
-    table = DataFrame([{k: v for k, v in entry.items() if k not in ('files', 'inputs')} for entry in entries])
-    types = {int: 'Int64', bool: 'boolean'}
+    head, types = 'row state error warning picture source target output', {int: 'Int64', bool: 'boolean'}
+    if not entries: return DataFrame(columns=head.split())
+    table = DataFrame([{k: v for k, v in e.items() if k not in ('files', 'inputs')} for e in entries])
     kinds = {name: COLUMNS.get(name.removeprefix('recipe.')) for name in table} | dict(row=int)
     with suppress(TypeError, ValueError):
         return table.astype({name: types[kind] for name, kind in kinds.items() if kind in types})
@@ -66,9 +66,9 @@ def save_table(plan: Plan, made: Iterable[dict] = ()) -> DataFrame:
 
 # %% ../../../nbs/apps/batch.ipynb #3ead5213
 def edit_all(
-    jobs: str | os.PathLike | DataFrame | Sequence[dict],  # the list: a file, here or at an address, or its rows
+    jobs: str | os.PathLike | DataFrame | Sequence[dict],  # a file, here or at an address; or rows
     out: str | os.PathLike,    # the folder of results; made if it is not there
-    engine: Local | RayPool | Callable = Local,  # what does it, or what makes one once the list is read
+    engine: Local | RayPool | Callable = Local,  # what does it, or what makes that
     *,
     batch: int = 8,            # rows that go through the network together
     masks: bool = False,       # write the pixels that were edited too, white, at the pictures' size
@@ -76,7 +76,7 @@ def edit_all(
     overwrite: bool = False,   # results of other settings may be replaced
     limit: int | None = None,  # no more rows than this, the first that are not done
     dry_run: bool = False,     # look at the list, at what is done, and at every picture; write nothing
-    progress: Callable = lambda entries, **_: entries,  # wraps the table's lines as they come; is told `total`
+    progress: Callable = lambda entries, **_: entries,  # wraps the table's lines as they come
 ) -> DataFrame:               # the table of results
     "Edit a list of pictures; go on where it was stopped. `InputError` for what no row is to blame for."
     rows, base = read_jobs(jobs)
@@ -84,12 +84,14 @@ def edit_all(
     with nullcontext(store.check()) if dry_run else store.hold():
         if callable(engine): engine = engine()
         if not hasattr(engine, 'about'):
-            raise InputError(f'engine: {engine!r:.60}; wanted Local(model), RayPool(…), or what makes one')
+            wanted = 'Local(model), RayPool(…), or what makes one'
+            raise InputError(f'engine: {engine!r:.60}; wanted {wanted}')
         plan, made = make_plan(rows, out, *engine.about(), base, batch, kinds, overwrite, limit), []
         if dry_run: return DataFrame([*progress(preview(plan), desc='looking', total=len(rows))])
         save_table(plan)
         try:
-            for entry in progress(engine.run(plan), desc='editing', total=plan.wanted): made.append(entry)
+            for entry in progress(engine.run(plan), desc='editing', total=plan.wanted):
+                made.append(entry)
         finally:   # if it is stopped in the middle of a page, more is noted than came back
             table = save_table(plan, [*read_notes(store).values(), *made])
     return table

@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from importlib import import_module
 import torch
-from fsspec.core import url_to_fs
-from .files import protocol_of
+from .files import protocol_of, url_to_fs
 from .plan import About, Plan
 from .work import Local, edit_page
 from ...options import InputError, extra
@@ -24,7 +23,7 @@ def silence_ray():
         os.environ.setdefault(name, value)
     with extra('ray'): import_module('ray.data')   # which sets its loggers up
     for name in ('ray', 'ray.data'): logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings('ignore', 'The minimum number of concurrent actors')   # of a list shorter than the pool
+    warnings.filterwarnings('ignore', 'The minimum number of concurrent actors')   # of a short list
 
 # %% ../../../nbs/apps/batch/cluster.ipynb #180bd505
 class Worker:
@@ -42,10 +41,10 @@ class Worker:
 def start_ray(address: str | None, cores: int) -> dict:
     "Reach a cluster, or start one of so many cores on this machine; what it has."
     with extra('ray'): import ray
-    how = dict(num_cpus=cores, include_dashboard=False, _system_config=dict(worker_niceness=0))
+    how = dict(address=address or 'local', logging_level='ERROR', log_to_driver=False)
+    if not address: how |= dict(num_cpus=cores, include_dashboard=False, _system_config=dict(worker_niceness=0))
     try:
-        if not ray.is_initialized():
-            ray.init(address or 'local', logging_level='ERROR', log_to_driver=False, **({} if address else how))
+        if not ray.is_initialized(): ray.init(**how)
     except Exception as e:
         failed = 'reached there' if address else 'started here'
         raise InputError(f"address: {address!r}; Ray can't be {failed} ({type(e).__name__}: {e})") from e
@@ -53,29 +52,29 @@ def start_ray(address: str | None, cores: int) -> dict:
 
 # %% ../../../nbs/apps/batch/cluster.ipynb #3229b687
 class RayPool:
-    "The same pages on Ray Data: a pool of actors that each hold the model, on this machine or on a cluster."
+    "The same pages on Ray Data: a pool of actors that each hold the model."
     def __init__(
         self,
-        model: str = 'still-life',   # what `load_model` takes; a path must lead there on every machine
+        model: str = 'still-life',   # as of `load_model`; a path must lead there on every machine
         inpainter: str | None = None,
         device: str | None = None,
         dtype: str | None = None,
-        threads: int | None = None,  # of the CPU, for each actor; as many as it asks for by default
+        threads: int | None = None,  # of the CPU, for each; as many as it asks for by default
         workers: int = 2,            # actors
         cpus: float = 1,             # cores that each asks for
         gpus: float = 0,             # and GPUs, or a share of one
-        address: str | None = None,  # of a cluster, as `ray.init` takes it; one is started here by default
+        address: str | None = None,  # of a cluster, as of `ray.init`; by default one is started here
     ):
         for name, n, least in (('workers', workers, 1), ('cpus', cpus, 0), ('gpus', gpus, 0)):
             if not least <= n < float('inf'): raise InputError(f'{name}: {n}; wanted {least} or more')
-        def find(m): return os.path.abspath(m) if m and os.path.exists(m) else m   # from anywhere
+        def find(m): return os.path.abspath(m) if m and os.path.exists(m) else m
         self.models = dict(model=find(model), inpainter=find(inpainter), device=device, dtype=dtype)
         self.threads, self.workers = threads or max(1, int(cpus)), workers
         self.asks = dict(num_cpus=cpus, num_gpus=gpus)
         there = start_ray(address, int(workers*cpus) + 1)
-        if address: return   # what a cluster does not have yet may come; here it would be waited for in vain
-        for name, n, have in (('cpus', cpus, there.get('CPU', 0)), ('gpus', gpus, there.get('GPU', 0))):
-            if workers*n <= have: continue
+        for name, kind, n in (('cpus', 'CPU', cpus), ('gpus', 'GPU', gpus)):
+            have = there.get(kind, 0)
+            if address or workers*n <= have: continue   # what a cluster does not have yet may come
             raise InputError(f'{name}: {n} for each of {workers} workers; here there are {have:g}')
 
     def about(self) -> tuple[About, About]:
@@ -102,5 +101,5 @@ class RayPool:
 
 def thin_plan(plan: Plan) -> Plan:
     "What a worker must know of a plan: where things are, from wherever it starts."
-    def complete(url): return url_to_fs(url or '.')[1] if protocol_of(url) in ('file', 'local') else url
-    return replace(plan, rows=[], states={}, results={}, out=complete(plan.out), base=complete(plan.base))
+    def find(url): return url_to_fs(url or '.')[1] if protocol_of(url) in ('file', 'local') else url
+    return replace(plan, rows=[], states={}, results={}, out=find(plan.out), base=find(plan.base))
