@@ -25,7 +25,7 @@ class Trajectory:
     "A picture's way up into the noise, every level of it, and the inversion that leads down again."
     levels: list[Level]                 # the levels passed, from 0 to K
     latents: list[Tensor]               # the latents at each of them, (B, C, h, w)
-    inversion: 'Inversion'              # that made it
+    inversion: object                   # the `Inversion` that made it
     noises: tuple[Tensor, ...] = ()     # if it keeps some: what the step from level k + 1 to k adds
     residuals: tuple[Tensor, ...] = ()  # if it iterates: what each step left before each iteration, (B, iterations)
 

@@ -6,7 +6,7 @@
 __all__ = ['SIGNALS', 'RESCALES', 'RULES', 'RECIPES', 'predicted_noise', 'last_noise', 'implied_picture', 'Draws', 'draw_noise',
            'average', 'pulled_noise', 'ask', 'draw', 'difference', 'by_quantile', 'by_mean', 'by_range', 'heatmap',
            'blur', 'enlarge', 'iou', 'fixed', 'otsu', 'quantile', 'tidy', 'Recipe', 'find_recipe', 'guided_filter',
-           'neighbourhood_mean', 'read_mask', 'holds_ones', 'Mask', 'picture_heat', 'find_mask']
+           'neighbourhood_mean', 'Mask', 'picture_heat', 'find_mask']
 
 # %% ../nbs/04_mask.ipynb #81d8e06f
 import os
@@ -46,7 +46,7 @@ SIGNALS = dict(noise=predicted_noise, denoised=last_noise, pixels=implied_pictur
 @dataclass(frozen=True, eq=False)
 class Draws:
     "Noisy versions of B pictures and what the captions made of them: all that a mask is found from."
-    recipe: 'Recipe'        # that they follow
+    recipe: object          # the `Recipe` that they follow
     down: list[Level]       # from the level that they were noised to down to the picture
     noised: Tensor          # (B, n, C, h, w)
     source: Tensor          # the recipe's signal for the source caption, (B, n, …)
@@ -108,7 +108,7 @@ def ask(
     noised: Tensor,         # (B, n, C, h, w)
     down: list[Level],      # from their level down to the picture
     caption: Conditioning,  # B rows
-    recipe: 'Recipe',
+    recipe,                 # a `Recipe`
     towards: float = 1.,    # -1: away from the caption, where `recipe.captions` is 'source'
 ) -> Tensor:                # the recipe's signal, (B, n, …)
     "What one caption a picture makes of all its draws, in one batch."
@@ -126,7 +126,7 @@ def draw(
     latents: Tensor,                        # clean latents, (B, C, h, w)
     source: Conditioning,                   # what the pictures show, B rows
     generators: Sequence[torch.Generator],  # one a picture
-    recipe: 'Recipe | None' = None,         # `Recipe()` by default
+    recipe=None,                            # a `Recipe`; `Recipe()` by default
 ) -> Draws:
     "Noise each picture and ask the source caption."
     recipe = recipe or Recipe()

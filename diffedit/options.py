@@ -129,7 +129,7 @@ def options(
     return found
 
 def check_record(record):
-    "Check a frozen record's options, and make its numbers Python's own. `InputError` as `Option.check`."
+    "Check a frozen record's options, and make its numbers Python's own. Errors as an option's own `check`."
     for name, option in options(type(record)).items():
         object.__setattr__(record, name, option.check(getattr(record, name)))
 

@@ -97,7 +97,7 @@ app = typer.Typer(cls=Commands, no_args_is_help=True, **BARE)
 
 def command(
     name: str,
-    **flags: Sequence[str] | None,   # of parameters, as of `make_parameter`
+    **flags: Sequence[str] | None,   # of parameters
 ) -> Callable:
     "Register a function as a command; `**given` in its signature stands for the options of an edit."
     def register(f):

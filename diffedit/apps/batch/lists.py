@@ -185,7 +185,7 @@ def make_row(number: int, record: dict) -> Row:
 def make_rows(
     records: Sequence[dict],   # of `read_list`, or a table's own
 ) -> list[Row]:
-    "The rows of a list, each by itself ready or with its error. `InputError` as `check_columns`."
+    "The rows of a list, each by itself ready or with its error. `InputError` for an unknown column."
     check_columns(list(dict.fromkeys(name for record in records for name in record)))
     return name_outputs([make_row(i, record) for i, record in enumerate(records, 1)])
 

@@ -182,7 +182,7 @@ def make_plan(
     overwrite: bool = False,  # results may be replaced by those of other settings
     limit: int | None = None, # no more rows than this, the first that are not done
 ) -> Plan:
-    "Look at a list and at what is done of it. `InputError` as `check_overwrite`."
+    "Look at a list and at what is done of it. `InputError` for what would be overwritten."
     if batch < 1: raise InputError(f'batch: {batch}; wanted 1 or more')
     if limit is not None and limit < 0: raise InputError(f'limit: {limit}; wanted 0 or more')
     rows, store = [add_settings(r, model, inpainter or model) for r in rows], Store(os.fspath(out))
