@@ -70,7 +70,7 @@ def same_file(url: str, identity: list | None) -> bool:
 # %% ../../../nbs/apps/batch/files.ipynb #73548b9b
 def protocol_of(url: str) -> str: return split_protocol(url)[0] or 'file'
 
-def locate(
+def find_path(
     path: str,          # as a list says it
     base: str,          # the folder or address of the list
     allowed: set[str],  # protocols: 'file', 's3', …

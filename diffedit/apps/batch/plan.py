@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from fastcore.basics import chunked
-from .files import OWN, TABLE, Store, locate, protocol_of, same_file
+from .files import OWN, TABLE, Store, find_path, protocol_of, same_file
 from .lists import Row
 from ...files import read_settings
 from ...noise import Model
@@ -133,9 +133,9 @@ class Plan:
         return sum(row.wanted for row in self.rows)
 
     def where(self, path: str, name: str = 'picture') -> str:
-        "Where a path of the list leads; errors as `locate`."
+        "Where a path of the list leads; errors as `find_path`."
         ours = {protocol_of(self.out)} - {'file', 'local'}
-        return locate(path, self.base, {protocol_of(self.base)} | ours, name)
+        return find_path(path, self.base, {protocol_of(self.base)} | ours, name)
 
     def state(self, row: Row, sizes: dict[str, int]) -> str:
         "Of a row, held against the files that there are: 'done', 'open', 'failed' or 'changed'."

@@ -186,7 +186,7 @@ def make_files(edit: Edit, kinds: Sequence[str], name: str) -> dict[str, bytes]:
         files[f'{kind}/{name}'] = data
     return files
 
-def measure(edit: Edit) -> dict:
+def measure_result(edit: Edit) -> dict:
     "What came out of an edit, and what it cost: its own share, where it shared."
     after, before = (np.asarray(image.convert('RGB'), dtype=np.int16) for image in (edit.image, edit.picture))
     inside = np.asarray(edit.soft) > 0
@@ -211,7 +211,7 @@ def save_result(
     warned = sorted(by_caption[row.source] | by_caption[row.target])
     try:
         if isinstance(result, Exception): raise result
-        files, figures = make_files(result, plan.kinds, row.output), measure(result)
+        files, figures = make_files(result, plan.kinds, row.output), measure_result(result)
     except Exception as e:   # whatever it is, as in `edit_or_fail`
         error = str(e) if isinstance(e, InputError) else f'{type(e).__name__}: {e}'
         return make_entry(row, 'failed', error, warned)
