@@ -286,7 +286,8 @@ def add_loras(pipe, loras: list, pickle: bool = False):
     "Put LoRAs into the parts of a pipeline, all of them at once in force."
     from diffusers.utils import is_peft_available
     if not is_peft_available():
-        raise InputError('lora: needs the package peft, which is not installed here; pip install peft')
+        raise InputError("lora: needs the package peft, which comes with the extra 'lora': "
+                         "in the clone, pip install -c constraints.txt '.[lora]'")
     names = [f'lora{i}' for i in range(len(loras))]
     for name, lora in zip(names, loras, strict=True):
         where = locate(lora, 'lora', ['*.safetensors', *['*.bin']*pickle])
