@@ -78,9 +78,9 @@ def go_up(inputs: Inputs, progress: Callable = each_step) -> tuple[Trajectory, l
     places, which = distinct([(id(p), path_key(s)[1]) for p, s in zip(inputs.pictures, inputs.settings)])
     some, spent, n = inputs.pick(places), {}, len(places)
     model, inpainter, s = some.model, some.inpainter, some.settings[0]
-    levels = inpainter.schedule.levels(s.steps)
     with stage(spent, 'encoding', n, inpainter):
         z = check_finite(inpainter.encode(some.canvas), 'encoding', inpainter)
+    levels = inpainter.schedule.levels(s.steps, z.shape[-2:])
     if inpainter is not model: way = Trajectory(levels[:1], [z], DDIM())   # it starts from fresh noise
     else:
         with stage(spent, 'inversion', n, model):
@@ -133,7 +133,10 @@ def paint(
     with stage(spent, 'repainting', len(todo), model):
         generators = some.generators()
         if model is inputs.model:
-            done = inpaint(model, way, mask, target, negative, s.guidance, s.eta, generators, progress=progress)
+            source = some.caption('source') | around if way.inversion.asks_source else None
+            done = inpaint(
+                model, way, mask, target, negative, s.guidance, s.eta, generators, progress=progress,
+                source=source, source_guidance=s.inversion_guidance or 1.)
         else:
             done = repaint(model, way[0], mask, target, negative, generators, s.steps, s.guidance, progress)
     for i, x in zip(todo, done.split(1)): latents[i], costs[i] = x, spent

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .inversion import Trajectory, check_eta
 from .masks import Mask, guided_filter
 from .noise import Conditioning, Model, check_finite, denoise, each_step, fresh_noise, guided_noise
+from .options import InputError
 
 # %% ../nbs/06_inpainting.ipynb #8e44a3db
 def inpaint(
@@ -26,17 +27,22 @@ def inpaint(
     generators: Sequence[torch.Generator] = (),   # one a picture, where `eta` > 0
     behind: int = 0,              # paste from so many levels above the one just reached; 1 is what diffusers does
     progress: Callable = each_step,               # wraps the steps, as `tqdm` does
+    source: Conditioning | None = None,           # what the picture shows, B rows, for a way that asks about it
+    source_guidance: float = 1.,  # pull of that caption
 ) -> Tensor:                      # latents, (B, C, h, w); outside the mask bit for bit the picture's
     "Masked denoising from the top of a trajectory (Couairon et al. 2022, step 3)."
     check_eta(eta, trajectory.inversion)
+    if (eta or trajectory.inversion.asks_source) and len(generators) != len(mask):
+        raise InputError(f'generators: {len(generators)} for {len(mask)} pictures; fresh noise wants one each')
     def predict(x, level):
-        check_finite(x, f'repainting, t = {level.t}', model)
+        check_finite(x, f'repainting, t = {level.t:g}', model)
         return guided_noise(model, x, level, target, negative, guidance)
-    x, above, inside = trajectory[-1], None, mask[:, None].to(trajectory[0].device)
+    def predict_source(x, level): return guided_noise(model, x, level, source, negative, source_guidance)
+    def draw(): return fresh_noise(trajectory[0], generators)
+    x, memory, inside = trajectory[-1], None, mask[:, None].to(trajectory[0].device)
     for k in progress(range(len(trajectory) - 1, 0, -1), desc='repainting'):
-        fresh = fresh_noise(x, generators) if eta else None
-        below = trajectory.down(k, x, above, predict, fresh, eta)
-        x, above = torch.where(inside, below, trajectory[k - 1 + behind]), x
+        below, memory = trajectory.down(k, x, memory, predict, draw, eta, source and predict_source)
+        x = torch.where(inside, below, trajectory[k - 1 + behind])
     return check_finite(x, 'repainting', model)
 
 # %% ../nbs/06_inpainting.ipynb #592a27ab
@@ -52,7 +58,7 @@ def repaint(
     progress: Callable = each_step,          # wraps the steps, as `tqdm` does
 ) -> Tensor:                 # latents, (B, C, h, w); outside the mask bit for bit the picture's
     "Paint inside the mask from fresh noise, by a model that sees what is around it (Rombach et al. 2022, section 4.5)."
-    levels, noise = model.schedule.levels(steps), fresh_noise(latents, generators)
+    levels, noise = model.schedule.levels(steps, latents.shape[-2:]), fresh_noise(latents, generators)
     painted = denoise(model, noise, levels, target, negative, guidance, progress)
     return torch.where(mask[:, None].to(latents.device), check_finite(painted, 'repainting', model), latents)
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['INVERSIONS', 'Trajectory', 'Inversion', 'DDIM', 'levels_up_to', 'make_inversion', 'check_eta', 'invert',
-           'reconstruct', 'FixedPoint', 'belm_step', 'BELM', 'EditFriendly']
+           'reconstruct', 'FixedPoint', 'belm_step', 'BELM', 'EditFriendly', 'slope_step', 'RFSolver', 'FireFlow',
+           'FlowEdit']
 
 # %% ../nbs/05_inversion.ipynb #5bc2dc2d
 import warnings
@@ -28,6 +29,7 @@ class Trajectory:
     inversion: object                   # the `Inversion` that made it
     noises: tuple[Tensor, ...] = ()     # if it keeps some: what the step from level k + 1 to k adds
     residuals: tuple[Tensor, ...] = ()  # if it iterates: what each step left before each iteration, (B, iterations)
+    between: Callable | None = None     # two levels to the one half-way in time, for steps that ask there
 
     def __len__(self) -> int: return len(self.levels)
     def __getitem__(self, k: int) -> Tensor: return self.latents[k]
@@ -42,13 +44,14 @@ class Trajectory:
         self,
         k: int,                       # the level to leave
         x: Tensor,                    # latents there
-        above: Tensor | None,         # latents at level k + 1 that they came from; none at the top
+        memory,                       # what the step before handed on; none at the top
         predict: Callable,            # latents and level to noise and x̂₀
-        fresh: Tensor | None = None,  # standard normal noise, needed where `eta` > 0
+        draw: Callable | None = None,     # standard normal noise like the latents, where fresh noise is needed
         eta: float = 0.,              # share of fresh noise, 0 to 1
-    ) -> Tensor:                      # latents at level k - 1
+        source: Callable | None = None,   # as `predict`, for what the picture shows; else `predict`
+    ) -> tuple[Tensor, object]:       # latents at level k - 1, and what to hand on
         "One step down, of the kind that the trajectory was made for."
-        return self.inversion.down(self, k, x, above, predict, fresh, eta)
+        return self.inversion.down(self, k, x, memory, predict, draw, eta, source or predict)
 
 # %% ../nbs/05_inversion.ipynb #117e5273
 INVERSIONS = {}   # classes, by name
@@ -59,6 +62,7 @@ class Inversion(ABC):
     name: ClassVar[str]
     draws_noise: ClassVar[bool] = False   # on the way up, so that each seed has another way
     takes_noise: ClassVar[bool] = True    # on the way down: `eta` may be above 0
+    asks_source: ClassVar[bool] = False   # on the way down, about fresh noise at each level
 
     def __init_subclass__(cls, name: str):
         cls.name = name
@@ -72,18 +76,19 @@ class Inversion(ABC):
         predict: Callable,      # latents, level, and the time step told, to noise and x̂₀
         draw: Callable,         # standard normal noise like the latents
         at_once: int,           # levels that the network can be asked about in one batch
+        between: Callable,      # two levels to the one half-way in time
     ) -> dict[str, list[Tensor]]:   # `latents` at each level, and what else the trajectory keeps
         "The way up."
 
-    def down(self, way: Trajectory, k: int, x: Tensor, above: Tensor | None, predict: Callable,
-             fresh: Tensor | None = None, eta: float = 0.) -> Tensor:
+    def down(self, way: Trajectory, k: int, x: Tensor, memory, predict: Callable, draw: Callable | None,
+             eta: float, source: Callable) -> tuple[Tensor, object]:
         "The step down that `Trajectory.down` takes: DDIM's, unless an inversion has another."
-        a, b = way.levels[k], way.levels[k - 1]
-        return ddim_step(*predict(x, a), a, b, fresh, eta)
+        a, b, fresh = way.levels[k], way.levels[k - 1], draw() if eta else None
+        return ddim_step(*predict(x, a), a, b, fresh, eta), None
 
 class DDIM(Inversion, name='ddim'):
-    "DDIM inversion (Song et al. 2021; Couairon et al. 2022, step 2): an evaluation a step."
-    def up(self, latents, steps, predict, draw, at_once):
+    "DDIM inversion (Song et al. 2021; Couairon et al. 2022, step 2), for a flow Euler's rule: an evaluation a step."
+    def up(self, latents, steps, predict, draw, at_once, between):
         way = [latents]
         for a, b in steps: way.append(ddim_step(*predict(way[-1], a, b.t), a, b))
         return dict(latents=way)
@@ -127,22 +132,23 @@ def invert(
     if inversion.draws_noise and len(generators) != len(latents):
         raise InputError(f'generators: {len(generators)} for {len(latents)} pictures; '
                          f'{inversion.name} inversion draws noise, and wanted one each')
-    if guidance != 1:
+    if guidance != 1 and not inversion.asks_source:
         warnings.warn(f'inversion: guidance {guidance:g} on the way up makes the way back another; '
                       '1 remembers the picture best', stacklevel=2)
     check_finite(latents, 'encoding', model)
 
     def predict(x, level, t=None):
         n = len(x)//len(latents)   # levels at once
-        check_finite(x, 'inversion' + (f', t = {level.t}' if n == 1 else ''), model)
+        check_finite(x, 'inversion' + (f', t = {level.t:g}' if n == 1 else ''), model)
         captions = (c and join(*[c]*n) for c in (conditioning, unconditional))
         return guided_noise(model, x, level, *captions, guidance, t)
     def draw(): return fresh_noise(latents, generators)
 
     steps = progress(list(zip(levels, levels[1:])), desc='inversion')
-    parts = inversion.up(latents, steps, predict, draw, model.rows(latents)//len(latents))
-    check_finite(parts['latents'][-1], f'inversion, t = {levels[-1].t}', model)
-    return Trajectory(levels, inversion=inversion, **parts)
+    between = model.schedule.between
+    parts = inversion.up(latents, steps, predict, draw, model.rows(latents)//len(latents), between)
+    check_finite(parts['latents'][-1], f'inversion, t = {levels[-1].t:g}', model)
+    return Trajectory(levels, inversion=inversion, between=between, **parts)
 
 # %% ../nbs/05_inversion.ipynb #2e80cc45
 def reconstruct(
@@ -152,8 +158,9 @@ def reconstruct(
 ) -> Tensor:                     # latents, (B, C, h, w)
     "Denoise from the top of a trajectory without any mask: what inversion remembers by itself."
     def predict(x, level): return model.predict(x, level, conditioning)
-    x, above = trajectory[-1], None
-    for k in range(len(trajectory) - 1, 0, -1): x, above = trajectory.down(k, x, above, predict), x
+    def draw(): return torch.zeros_like(x)
+    x, memory = trajectory[-1], None
+    for k in range(len(trajectory) - 1, 0, -1): x, memory = trajectory.down(k, x, memory, predict, draw)
     return x
 
 # %% ../nbs/05_inversion.ipynb #10000930
@@ -163,7 +170,7 @@ class FixedPoint(Inversion, name='fixed-point'):
     iterations: int = 3     # the most for a step, which costs an evaluation more than that
     tolerance: float = 0.   # a picture whose residual (root mean square) is not above this is left as it is
 
-    def up(self, latents, steps, predict, draw, at_once):
+    def up(self, latents, steps, predict, draw, at_once, between):
         way, residuals = [latents], []
         for a, b in steps:
             x, left = ddim_step(*predict(way[-1], a, b.t), a, b), []
@@ -195,13 +202,13 @@ class BELM(Inversion, name='belm'):
     "An inversion that is exact by construction (Wang et al. 2024): an evaluation a step."
     takes_noise = False
 
-    def up(self, latents, steps, predict, draw, at_once):
+    def up(self, latents, steps, predict, draw, at_once, between):
         "The way up. `InputError` for a level without any picture in it."
         way, before = [latents], None
         for a, b in steps:
             if not b.alpha:
                 raise InputError(
-                    f'inversion: belm divides by the share of the picture, and at t = {b.t} none is left; '
+                    f'inversion: belm divides by the share of the picture, and at t = {b.t:g} none is left; '
                     'wanted a lower ratio, or another inversion')
             if before is None: x = ddim_step(*predict(way[-1], a, b.t), a, b)
             else: x = belm_step(way[-2], way[-1], predict(way[-1], a)[0], before, a, b)
@@ -209,17 +216,17 @@ class BELM(Inversion, name='belm'):
             before = a
         return dict(latents=way)
 
-    def down(self, way, k, x, above, predict, fresh=None, eta=0.):
-        if above is None: return way[k - 1]
+    def down(self, way, k, x, memory, predict, draw, eta, source):
+        if memory is None: return way[k - 1], x
         noise, _ = predict(x, way.levels[k])
-        return belm_step(above, x, noise, way.levels[k + 1], way.levels[k], way.levels[k - 1])
+        return belm_step(memory, x, noise, way.levels[k + 1], way.levels[k], way.levels[k - 1]), x
 
 # %% ../nbs/05_inversion.ipynb #c1745c2e
 class EditFriendly(Inversion, name='edit-friendly'):
     "Levels noised one by one, and the noises that lead DDPM through them (Huberman-Spiegelglas et al. 2024)."
     draws_noise, takes_noise = True, False
 
-    def up(self, latents, steps, predict, draw, at_once):
+    def up(self, latents, steps, predict, draw, at_once, between):
         way, noises, nothing = [latents], [], torch.zeros_like(latents)
         for part in chunked(steps, at_once):
             levels = [b for _, b in part]
@@ -228,10 +235,71 @@ class EditFriendly(Inversion, name='edit-friendly'):
             noise, x0 = (t.chunk(len(part)) for t in predict(torch.cat(noised), level))
             for i, (a, b) in enumerate(part):
                 mean, share = ddim_step(noise[i], x0[i], b, a, nothing, 1.), fresh_share(b, a)
-                noises.append((way[-1] - mean)/share if share else nothing)
+                noises.append((way[-1] - mean)/(share or 1.))
                 way.append(noised[i])
         return dict(latents=way, noises=tuple(noises))
 
-    def down(self, way, k, x, above, predict, fresh=None, eta=0.):
-        a, b = way.levels[k], way.levels[k - 1]
-        return ddim_step(*predict(x, a), a, b, way.noises[k - 1], 1.)
+    def down(self, way, k, x, memory, predict, draw, eta, source):
+        a, b, noise = way.levels[k], way.levels[k - 1], way.noises[k - 1]
+        x = ddim_step(*predict(x, a), a, b, noise, 1.)
+        return (x if fresh_share(a, b) else x + noise), None   # no noise fits into a clean level: what was left
+
+# %% ../nbs/05_inversion.ipynb #8bcde41a
+def slope_step(x: Tensor, slope: tuple[Tensor, Tensor], a: Level, b: Level) -> Tensor:
+    "From level `a` to level `b` along a slope: noise and x̂₀, wherever they were predicted."
+    noise, x0 = slope
+    return x + (b.alpha - a.alpha)*x0 + (b.sigma - a.sigma)*noise
+
+class RFSolver(Inversion, name='rf-solver'):
+    "Every step by the slope half-way along it (RF-Solver; Wang et al. 2025): two evaluations a step."
+    takes_noise = False
+
+    def step(self, x, a, b, predict, between):
+        half = between(a, b)
+        return slope_step(x, predict(slope_step(x, predict(x, a), a, half), half), a, b)
+
+    def up(self, latents, steps, predict, draw, at_once, between):
+        way = [latents]
+        for a, b in steps: way.append(self.step(way[-1], a, b, predict, between))
+        return dict(latents=way)
+
+    def down(self, way, k, x, memory, predict, draw, eta, source):
+        return self.step(x, way.levels[k], way.levels[k - 1], predict, way.between), None
+
+class FireFlow(Inversion, name='fireflow'):
+    "The same, half-way by the last step's slope (FireFlow; Deng et al. 2025): an evaluation a step, and one more."
+    takes_noise = False
+
+    def step(self, x, slope, a, b, predict, between):
+        half = between(a, b)
+        slope = predict(slope_step(x, slope or predict(x, a), a, half), half)
+        return slope_step(x, slope, a, b), slope
+
+    def up(self, latents, steps, predict, draw, at_once, between):
+        way, slope = [latents], None
+        for a, b in steps:
+            x, slope = self.step(way[-1], slope, a, b, predict, between)
+            way.append(x)
+        return dict(latents=way)
+
+    def down(self, way, k, x, memory, predict, draw, eta, source):
+        return self.step(x, memory, way.levels[k], way.levels[k - 1], predict, way.between)
+
+# %% ../nbs/05_inversion.ipynb #cef1b6a6
+@dataclass(frozen=True)
+class FlowEdit(Inversion, name='flow-edit'):
+    "The difference of two steps down, from fresh noise at each level (Kulikov et al. 2025)."
+    averages: int = 1   # noises a level
+    takes_noise, asks_source = False, True
+
+    def up(self, latents, steps, predict, draw, at_once, between):
+        return dict(latents=[latents]*(len(steps) + 1))
+
+    def down(self, way, k, x, memory, predict, draw, eta, source):
+        a, b, picture = way.levels[k], way.levels[k - 1], way[k]
+        def moved():
+            "How far the edited picture has moved away, by one noise."
+            noised = add_noise(picture, a, draw())
+            edited = noised + (x - picture)
+            return ddim_step(*predict(edited, a), a, b) - ddim_step(*source(noised, a), a, b)
+        return picture + sum(moved() for _ in range(self.averages))/self.averages, None

@@ -130,10 +130,12 @@ def draw(
 ) -> Draws:
     "Noise each picture and ask the source caption."
     recipe = recipe or Recipe()
-    if recipe.steps: down = model.schedule.levels(recipe.steps)[max(1, round(recipe.strength*recipe.steps))::-1]
+    if recipe.steps:
+        levels = model.schedule.levels(recipe.steps, latents.shape[-2:])
+        down = levels[max(1, round(recipe.strength*recipe.steps))::-1]
     else: down = [model.schedule.level(recipe.strength)]
     if recipe.signal == 'denoised' and not down[0].alpha:
-        raise InputError(f'strength: {recipe.strength}; of the picture nothing is left at t = {down[0].t}, '
+        raise InputError(f'strength: {recipe.strength}; of the picture nothing is left at t = {down[0].t:g}, '
                          'and no way leads down from there; wanted less')
     noise = draw_noise(latents, recipe.draws, generators, recipe.antithetic)
     noised = add_noise(latents[:, None], down[0], noise)
@@ -454,6 +456,6 @@ def find_mask(
 ) -> list[Mask]:            # one a picture
     "DiffEdit's mask of each picture, by the recipe of its draws (Couairon et al. 2022, section 3.2, step 1)."
     apart = difference(model, draws, target)
-    check_finite(apart, f'asking for the mask, t = {draws.down[0].t}', model)
+    check_finite(apart, f'asking for the mask, t = {draws.down[0].t:g}', model)
     heat = picture_heat(apart, images, draws.recipe).cpu().numpy()
     return [Mask(h, tuple(draws.noised.shape[-2:]), draws.recipe) for h in heat]

@@ -7,7 +7,7 @@ __all__ = ['check_edit_folder', 'save_edit', 'load_parts']
 
 # %% ../nbs/method/saving.ipynb #80df071f
 import json, os
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 import numpy as np, torch
 from torch import Tensor
@@ -96,7 +96,9 @@ def load_parts(
             if opened.name != names[role]:
                 raise InputError(f'{role}: {opened.name!r}; the edit in {str(folder)!r} is of {names[role]!r}')
         tensors = load_tensors(folder/'edit.safetensors', said['orders'])
-        return dict(picture=load_picture(folder/'picture.png')) | put_together(said, tensors, model.device)
+        parts = put_together(said, tensors, model.device)
+        way = replace(parts['trajectory'], between=inpainter.schedule.between)
+        return parts | dict(picture=load_picture(folder/'picture.png'), trajectory=way)
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as e:
         if isinstance(e, InputError): raise
         raise InputError(f'folder: {str(folder)!r} is damaged ({type(e).__name__}: {e})') from e
@@ -108,11 +110,11 @@ def put_together(said: dict, tensors: dict[str, Tensor], device: torch.device) -
         start = f'{name}.'
         return {k.removeprefix(start): x.to(device) for k, x in tensors.items() if k.startswith(start)}
     def in_turn(name): return [x for _, x in sorted((int(i), x) for i, x in within(name).items())]
-    def levels(name): return [Level(int(t), alpha, sigma) for t, alpha, sigma in tensors[name].tolist()]
-    recipe, own = Recipe(**said['recipe']), {f.name: said[f.name] for f in fields(Settings)}
+    def levels(name): return [Level(t, alpha, sigma) for t, alpha, sigma in tensors[name].tolist()]
+    recipe, own = Recipe(**said['recipe']), {f.name: said[f.name] for f in fields(Settings) if f.name in said}
     for name in ('source', 'target', 'negative'):
         if within(name): own[name] = Embeddings(own[name], within(name))
-    inversion = make_inversion(said['method'], iterations=own['iterations'])
+    inversion = make_inversion(said['method'], **own)
     noises, residuals = (tuple(in_turn(f'trajectory.{kind}')) for kind in WAY[1:])
     drawn = within('draws')
     heatmap = np.ascontiguousarray(tensors['heatmap'].numpy())

@@ -15,7 +15,8 @@ from ..files import whole
 from ..options import InputError
 from . import folders
 from .folders import is_repository, read_diffedit_json
-from .stable_diffusion import StableDiffusion, overflows, pick_family, unusable
+from .pipelines import PipelineModel, network, overflows, pick_family, unusable
+from . import stable_diffusion, flows   # the families
 
 # %% ../../nbs/models/loading.ipynb #144a3a73
 PACKAGE = Path(diffedit.__file__).parent
@@ -56,8 +57,8 @@ def pick_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.d
                          "wanted 'float32', 'float16' or 'bfloat16'") from e
 
 def cast_to_bfloat16(pipe):
-    "UNet and VAE in bfloat16. Captions are read, and latents kept, in finer numbers."
-    for part in (pipe.unet, pipe.vae): part.to(torch.bfloat16)
+    "Network and VAE in bfloat16. Captions are read, and latents kept, in finer numbers."
+    for part in (network(pipe), pipe.vae): part.to(torch.bfloat16)
 
 def quiet_libraries():
     "Keep the progress bars and advice of the libraries off the screen; downloads keep theirs."
@@ -80,9 +81,9 @@ def load_model(
     lora=None,                   # LoRA file, folder or hub repository, or a list of them
     config: str | os.PathLike | None = None,   # for a file: folder or repository of its settings
     offload: bool = False,       # keep on the accelerator only the part that is at work
-    compile: bool = False,       # compile the UNet, for many edits; a CPU needs a C++ compiler
+    compile: bool = False,       # compile the network, for many edits; a CPU needs a C++ compiler
     pickle: bool = False,        # also read weights that are not safetensors: they can run any code
-) -> StableDiffusion:
+) -> PipelineModel:
     "Open a model. `InputError` for what is missing or damaged, or can't be done with it."
     if not isinstance(name, (str, os.PathLike)):
         others = dict(device=device, dtype=dtype, variant=variant, vae=vae, lora=lora, config=config)
@@ -98,8 +99,8 @@ def load_model(
     if lora: folders.add_loras(pipe, [lora] if isinstance(lora, (str, os.PathLike)) else lora, pickle)
     place(pipe, device, offload)
     undecided = dtype is None and device.type == 'cpu' and has_bfloat16(device)
-    if undecided and pipe.unet.num_parameters() > LARGE: cast_to_bfloat16(pipe)
-    if compile: pipe.unet.compile()
+    if undecided and network(pipe).num_parameters() > LARGE: cast_to_bfloat16(pipe)
+    if compile: network(pipe).compile()
     about = read_diffedit_json(folder)
     words = frozenset(about['words']) if 'words' in about else None
     settings = about.get('defaults'), about.get('presets')
@@ -130,9 +131,10 @@ def place(pipe, device: torch.device, offload: bool):
     if overflows(pipe.vae): pipe.vae.to(torch.float32)
     if offload: pipe.enable_model_cpu_offload(device=device)
     else: pipe.to(device)
-    for part in (pipe.unet, pipe.vae): part.to(memory_format=torch.channels_last)   # is quicker
+    for part in (network(pipe), pipe.vae):   # where pictures are convolved, it is quicker
+        if not any(p.dim() == 5 for p in part.parameters()): part.to(memory_format=torch.channels_last)
 
-def wrap_pipeline(pipe, others: dict) -> StableDiffusion:
+def wrap_pipeline(pipe, others: dict) -> PipelineModel:
     "The model in a pipeline of diffusers, as its maker left it."
     from diffusers import DiffusionPipeline
     if not isinstance(pipe, DiffusionPipeline):
@@ -167,9 +169,10 @@ def whole_folder(
     if not folder: raise InputError(f"name: {name!r}; wanted {' or '.join(map(repr, EMBEDDED))}")
     if to.exists(): raise unusable(to, 'is there already; name another', 'to')
     about = json.loads((folder/'diffedit.json').read_text())
-    shared = about.pop('shares', None)
+    shared, twins = about.pop('shares', None), about.pop('twins', {})
     with whole(to) as part:
         if shared: shutil.copytree(folder.parent/shared, part)
         shutil.copytree(folder, part, dirs_exist_ok=True)
+        for twin, other in twins.items(): shutil.copytree(folder/other, part/twin)
         (part/'diffedit.json').write_text(json.dumps(about, indent=1))
     return to

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from ..options import InputError
-from .stable_diffusion import check_pipeline, unusable
+from .pipelines import check_pipeline, unusable
 
 # %% ../../nbs/models/folders.ipynb #221a6a9b
 def read_json(file: Path, argument: str = 'model') -> dict:
@@ -72,25 +72,40 @@ def check_settings(file: Path, tensors: int):
         if came not in (None, 'eager', 'sdpa'):
             raise unusable(file, f"has {name} {str(came)[:60]!r}; wanted 'eager' or 'sdpa'")
     for name, n in numbers(said):
-        most = max(tensors, 32) if 'layers' in name else 10**5
+        most = max(tensors, 32) if 'layers' in name and 'window' not in name else largest(name)
         if n > most: raise unusable(file, f'has {name} {n}; wanted at most {most}')
+
+def largest(name: str) -> float:
+    "The largest number that a setting may be: language models know many words, and turn very slowly."
+    if name.endswith(('_id', 'token_index', 'theta')): return float('inf')
+    return 3*10**5 if name in ('vocab_size', 'max_position_embeddings', 'model_max_length') else 10**5
 
 # %% ../../nbs/models/folders.ipynb #20df2973
 PARTS = {   # what a folder may be made of: of which library, and of which of its classes
     'unet': ('diffusers', 'UNet2DConditionModel'),
-    'vae': ('diffusers', 'AutoencoderKL', 'AutoencoderTiny'),
+    'transformer': (
+        'diffusers', 'SD3Transformer2DModel', 'FluxTransformer2DModel', 'Flux2Transformer2DModel',
+        'ZImageTransformer2DModel', 'QwenImageTransformer2DModel'),
+    'vae': ('diffusers', 'AutoencoderKL', 'AutoencoderTiny', 'AutoencoderKLFlux2', 'AutoencoderKLQwenImage'),
     'scheduler': ('diffusers',),   # any scheduler
     'safety_checker': ('stable_diffusion', 'StableDiffusionSafetyChecker'),
-    'text_encoder': ('transformers', 'CLIPTextModel'),
-    'text_encoder_2': ('transformers', 'CLIPTextModelWithProjection'),
+    'text_encoder': (
+        'transformers', 'CLIPTextModel', 'CLIPTextModelWithProjection', 'Qwen3ForCausalLM', 'Qwen3Model',
+        'Mistral3ForConditionalGeneration', 'Qwen2_5_VLForConditionalGeneration'),
+    'text_encoder_2': ('transformers', 'CLIPTextModelWithProjection', 'T5EncoderModel'),
+    'text_encoder_3': ('transformers', 'T5EncoderModel'),
     'image_encoder': ('transformers', 'CLIPVisionModelWithProjection'),
-    'tokenizer': ('transformers', 'CLIPTokenizer', 'CLIPTokenizerFast'),
-    'tokenizer_2': ('transformers', 'CLIPTokenizer', 'CLIPTokenizerFast'),
+    'tokenizer': (
+        'transformers', 'CLIPTokenizer', 'CLIPTokenizerFast', 'Qwen2Tokenizer', 'Qwen2TokenizerFast',
+        'PixtralProcessor'),
+    'tokenizer_2': ('transformers', 'CLIPTokenizer', 'CLIPTokenizerFast', 'T5Tokenizer', 'T5TokenizerFast'),
+    'tokenizer_3': ('transformers', 'T5Tokenizer', 'T5TokenizerFast'),
     'feature_extractor': (
         'transformers', 'CLIPImageProcessor', 'CLIPFeatureExtractor', 'CLIPImageProcessorPil')}
 SETTINGS_FILES = {   # of parts without weights
     'scheduler': 'scheduler_config.json', 'feature_extractor': 'preprocessor_config.json',
-    'tokenizer': 'tokenizer_config.json', 'tokenizer_2': 'tokenizer_config.json'}
+    'tokenizer': 'tokenizer_config.json', 'tokenizer_2': 'tokenizer_config.json',
+    'tokenizer_3': 'tokenizer_config.json'}
 
 def is_scheduler(kind: str | None) -> bool:
     "Whether a name is that of a scheduler of diffusers."
@@ -114,14 +129,15 @@ def check_class(part: str, of: list, index: Path):
 def check_files(at: Path, variant: str | None, pickle: bool):
     "Refuse the folder of a part in which a file is missing or damaged."
     if not at.is_dir():
-        raise InputError(f"model: the folder {str(at)!r} is missing; model_index.json names it")
+        without = ' (Stable Diffusion 3 works without it, where it says [null, null])'*(at.name[-2:] == '_3')
+        raise InputError(f"model: the folder {str(at)!r} is missing; model_index.json names it{without}")
     settings = at/SETTINGS_FILES.get(at.name, 'config.json')
     for file in sorted({settings, *at.glob('*.json')}): read_json(file)
     if at.name == 'scheduler': check_settings(settings, 0)
     if at.name not in SETTINGS_FILES:
         stem = 'diffusion_pytorch_model' if PARTS[at.name][0] == 'diffusers' else 'model'
         check_settings(settings, check_weights(at, stem, variant, pickle))
-    if 'tokenizer' not in at.name or (at/'tokenizer.json').is_file(): return
+    if 'tokenizer' not in at.name or any((at/file).is_file() for file in ('tokenizer.json', 'spiece.model')): return
     for file in (at/'vocab.json', at/'merges.txt'):
         if not file.is_file(): raise unusable(file, 'is missing, and tokenizer.json too')
 
@@ -136,7 +152,7 @@ def check_folder(folder: Path, variant: str | None = None, pickle: bool = False,
         if of[0] is not None: check_files(folder/part, variant, pickle)
 
 # %% ../../nbs/models/folders.ipynb #ca13ed97
-KEYS = dict(name=str, shares=str, defaults=dict, presets=dict, words=list)   # of diffedit.json
+KEYS = dict(name=str, shares=str, twins=dict, defaults=dict, presets=dict, words=list)   # of diffedit.json
 
 def read_diffedit_json(folder: Path) -> dict:
     "What a folder says of its model to this package; nothing where it has no diffedit.json."
@@ -148,8 +164,9 @@ def read_diffedit_json(folder: Path) -> dict:
             raise unusable(file, f'has {k} {str(said[k])[:100]!r}; wanted a {kind.__name__}')
     settings = [*said.get('presets', {}).values(), said.get('defaults', {}).get('otherwise', {})]
     words = said.get('words', [])
-    if not all(isinstance(s, dict) for s in settings) or not all(isinstance(w, str) for w in words):
-        raise unusable(file, 'has presets, defaults or words of another form than a model of this package')
+    twins = [*said.get('twins', {}).values()]
+    if not all(isinstance(s, dict) for s in settings) or not all(isinstance(w, str) for w in words + twins):
+        raise unusable(file, 'has presets, defaults, twins or words of another form than a model of this package')
     return said
 
 def shared_folder(folder: Path) -> Path | None:
@@ -182,23 +199,27 @@ def read_folder(folder: Path, dtype: torch.dtype, pickle: bool = False, variant=
     if shared:
         pipe = read_folder(shared, dtype, unet=None)
         given = dict(vae=pipe.vae, text_encoder=pipe.text_encoder, tokenizer=pipe.tokenizer) | given
-    check_folder(folder, variant, pickle, given)
+    twins = read_diffedit_json(folder).get('twins', {})
+    check_folder(folder, variant, pickle, [*given, *twins])
     how = local(pickle, dtype=dtype, variant=variant)
     with opening(folder):
-        for part in ('text_encoder', 'text_encoder_2'):
-            if part in given or not (folder/part).is_dir(): continue
-            given[part] = read_text_encoder(folder/part, how)
+        index = read_json(folder/'model_index.json')
+        for part, of in index.items():
+            if not part.startswith(('text_encoder', 'tokenizer')) or part in [*given, *twins]: continue
+            if of[0] is None: given[part] = None   # has to be said
+            elif 'encoder' in part or part in twins.values(): given[part] = read_text_part(folder/part, of[1], how)
+        given |= {twin: given[part] for twin, part in twins.items() if twin in index}
         pipe = DiffusionPipeline.from_pretrained(folder, **how, **given)
     networks = [(part, n) for part, n in pipe.components.items() if isinstance(n, nn.Module)]
     weights = {f'{part}.{k}': w for part, n in networks for k, w in n.named_parameters()}
     check_whole(folder, [name for name, weight in weights.items() if weight.is_meta])
     return pipe
 
-def read_text_encoder(folder: Path, how: dict) -> nn.Module:
-    "A text encoder with all its weights: the library would make up those that are missing."
+def read_text_part(folder: Path, kind: str, how: dict):
+    "A tokenizer, or a text encoder with all its weights: the library would make up those that are missing."
     import transformers
-    kind = getattr(transformers, PARTS[folder.name][1])
-    encoder, info = kind.from_pretrained(folder, output_loading_info=True, **how)
+    if 'tokenizer' in folder.name: return getattr(transformers, kind).from_pretrained(folder, local_files_only=True)
+    encoder, info = getattr(transformers, kind).from_pretrained(folder, output_loading_info=True, **how)
     check_whole(folder, sorted(info['missing_keys']))
     return encoder
 

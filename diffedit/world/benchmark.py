@@ -162,7 +162,7 @@ def sdedit(
 ) -> Method:
     "Noise the picture and denoise it towards the target caption (Meng et al. 2022)."
     def paint(model, z, target, empty, settings):
-        levels = levels_up_to(model.schedule.levels(settings['steps']), strength)
+        levels = levels_up_to(model.schedule.levels(settings['steps'], z.shape[-2:]), strength)
         noised = noise_alike(z, levels[-1])
         return denoise(model, noised, levels, target, empty, settings['guidance'])
     return maskless_method(paint)
@@ -173,7 +173,7 @@ def inversion_method(
 ) -> Method:
     "Invert the picture and denoise it towards the target caption, all of it."
     def paint(model, z, target, empty, settings):
-        levels = levels_up_to(model.schedule.levels(settings['steps']), ratio or settings['ratio'])
+        levels = levels_up_to(model.schedule.levels(settings['steps'], z.shape[-2:]), ratio or settings['ratio'])
         generators = [torch.Generator().manual_seed(0) for _ in z]
         trajectory = invert(model, z, empty, levels, inversion, generators=generators)
         everywhere = torch.ones(len(z), *z.shape[-2:], dtype=torch.bool)
