@@ -34,8 +34,13 @@ def checksum(pipe) -> str:
     for name, network in sorted(networks.items()):
         for k, v in sorted(network.state_dict().items()):
             sums.update(f'{name}.{k} {v.dtype} {tuple(v.shape)}'.encode())
-            sums.update(v.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            for part in plain(v): sums.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return sums.hexdigest()
+
+def plain(x: Tensor) -> list[Tensor]:
+    "The tensor itself, or, of quantised weights, the tensors that they are made of."
+    if not hasattr(x, '__tensor_flatten__'): return [x.as_subclass(Tensor)]
+    return [part for name in x.__tensor_flatten__()[0] for part in plain(getattr(x, name))]
 
 # %% ../../nbs/models/pipelines.ipynb #16e4e218
 LITERATURE = dict(   # the paper's settings, with Stable Diffusion; it gives no single ratio

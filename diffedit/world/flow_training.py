@@ -69,9 +69,9 @@ def widen_vae(
     return wide.to(memory_format=torch.channels_last)
 
 def copy_rows(new: Tensor, was: Tensor, places):
-    "Rows of weights from an old layer; the others are small and random."
+    "Rows of weights from an old layer; the others are small and random, and sure of themselves."
     if new.dim() > 1: new.normal_(std=.02)
-    else: new.zero_()
+    else: new.copy_(torch.tensor([0., -6.]).repeat_interleave(len(new)//2))   # means, log variances
     for to, of in places: new[to] = was[of]
 
 def copy_corner(new: Tensor, was: Tensor, places):
