@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['INVERSIONS', 'Trajectory', 'Inversion', 'DDIM', 'levels_up_to', 'make_inversion', 'check_eta', 'invert',
            'reconstruct', 'FixedPoint', 'belm_step', 'BELM', 'EditFriendly', 'slope_step', 'RFSolver', 'FireFlow',
-           'FlowEdit']
+           'FlowEdit', 'UniEdit']
 
 # %% ../nbs/05_inversion.ipynb #5bc2dc2d
 import warnings
@@ -16,6 +16,7 @@ from typing import ClassVar
 import torch
 from fastcore.basics import chunked
 from torch import Tensor
+from .masks import by_range
 from .noise import Conditioning, Model, check_finite, each_step, fresh_noise, guided_noise, join, take
 from .options import InputError, OneOf
 from .schedule import Level, add_noise, ddim_step, fresh_share, stack
@@ -303,3 +304,26 @@ class FlowEdit(Inversion, name='flow-edit'):
             edited = noised + (x - picture)
             return ddim_step(*predict(edited, a), a, b) - ddim_step(*source(noised, a), a, b)
         return picture + sum(moved() for _ in range(self.averages))/self.averages, None
+
+# %% ../nbs/05_inversion.ipynb #30cd9e45
+@dataclass(frozen=True)
+class UniEdit(Inversion, name='uni-edit'):
+    "Where the captions differ towards the target, elsewhere back to the source (UniEdit-Flow; Jiao et al. 2025)."
+    omega: float = 5.   # how much the difference is exaggerated
+    takes_noise, asks_source = False, True
+
+    def up(self, latents, steps, predict, draw, at_once, between):
+        way, slope = [latents], None
+        for a, b in steps:
+            slope = predict(slope_step(way[-1], slope or predict(way[-1], a), a, b), b)
+            way.append(slope_step(way[-1], slope, a, b))
+        return dict(latents=way)
+
+    def down(self, way, k, x, memory, predict, draw, eta, source):
+        a, b = way.levels[k], way.levels[k - 1]
+        back, on = source(x, a), predict(x, a)
+        (noise, x0), (noise_on, x0_on) = back, on
+        apart = ((noise_on - x0_on) - (noise - x0)).abs().mean(1)   # of the slopes, in each cell
+        soft = by_range(apart, 0.)[:, None]
+        share = soft + self.omega*(1 + soft)
+        return slope_step(x, tuple(s + share*(t - s) for s, t in zip(back, on)), a, b), None

@@ -64,7 +64,7 @@ def embed(
 
 def check_embeddings(model, given: Embeddings) -> Conditioning:
     "Their conditioning where the model computes. `InputError` for another shape than the model's own."
-    def shapes(rows): return {k: tuple(v.shape[1:]) for k, v in rows.items()}
+    def shapes(rows): return {k: tuple(v.shape[1 + ('mask' in rows):]) for k, v in rows.items()}   # of any length
     row, wanted = given.conditioning, shapes(model.embed(['']))
     came = shapes(row) if isinstance(row, dict) else type(row).__name__
     if came != wanted or any(len(v) != 1 for v in row.values()):

@@ -8,7 +8,7 @@ __all__ = ['OPTIONS', 'MASK_OPTIONS', 'PRESETS', 'Settings', 'model_settings', '
 # %% ../nbs/method/settings.ipynb #7e3e6a53
 from dataclasses import asdict, dataclass, fields
 from typing import Annotated
-from .inversion import INVERSIONS, FixedPoint, FlowEdit, check_eta
+from .inversion import INVERSIONS, FixedPoint, FlowEdit, UniEdit, check_eta
 from .masks import Recipe, find_recipe
 from .noise import Embeddings
 from .options import InputError, Interval, OneOf, check_record, options
@@ -36,7 +36,9 @@ class Settings:
     iterations: Annotated[int, Interval('[0, 999]')] = FixedPoint.iterations
     # of the inversion 'flow-edit': noises a level
     averages: Annotated[int, Interval('[1, 999]')] = FlowEdit.averages
-    # pull of the source caption on the way up; 0: no caption; above 1 it spoils what is remembered, and warns
+    # of the inversion 'uni-edit': how much the difference of the captions is exaggerated
+    omega: Annotated[float, Interval('[0, inf)')] = UniEdit.omega
+    # pull of the source caption on the way up, or of 'flow-edit'; 0: no caption; above 1 it spoils what is remembered
     inversion_guidance: Annotated[float, Interval('[0, inf)')] = 0.
     # share of fresh noise while repainting: above 0, each seed paints another inside
     eta: Annotated[float, Interval('[0, 1]')] = 0.

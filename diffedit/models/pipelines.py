@@ -56,6 +56,7 @@ PIPELINES = {}   # by the name of diffusers' pipeline: the family
 class PipelineModel(Model):
     "What families share. Each adds `_set_up`, which takes its network, `_call`, which asks it, and `_read`."
     parts: tuple[str, ...] = ()   # what its pipelines must have
+    literature, effort = LITERATURE, DEFAULT_PRESETS   # settings of a model that brings none
 
     def __init_subclass__(cls, opens: tuple[str, ...] = (), **more):
         super().__init_subclass__(**more)
@@ -78,9 +79,9 @@ class PipelineModel(Model):
         self.name = name or self.name
         for part in (self.vae, *pipe.components.values()):
             if isinstance(part, nn.Module): part.eval()
-        presets = DEFAULT_PRESETS | (presets or {})
+        presets = self.effort | (presets or {})
         self.presets = {k: v for k, v in presets.items() if k != 'balanced'}
-        self.defaults = LITERATURE | DEFAULT_PRESETS['balanced'] | (defaults or {})
+        self.defaults = self.literature | self.effort['balanced'] | (defaults or {})
         self.device = pipe._execution_device   # where the parts run, though they may wait elsewhere
         self.cells = 2**17 if self.device.type == 'cuda' else 2**14   # of latents in one call
         self.factor = pipe.vae_scale_factor    # pixels a cell, each way
