@@ -16,7 +16,7 @@ from ..options import InputError
 from . import folders
 from .folders import is_repository, read_diffedit_json
 from .pipelines import PipelineModel, network, overflows, pick_family, unusable
-from . import stable_diffusion, flows   # the families
+from . import stable_diffusion, flows  # noqa: F401, the families
 
 # %% ../../nbs/models/loading.ipynb #144a3a73
 PACKAGE = Path(diffedit.__file__).parent
@@ -44,9 +44,10 @@ def has_bfloat16(device: torch.device) -> bool:
     able = getattr(torch.cpu, 'get_capabilities', dict)()
     return device.type != 'cpu' or bool(able.get('avx512_bf16') or able.get('amx_bf16'))
 
-def pick_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    "The type asked for, or what suits the device. `InputError` if it can't compute with it."
-    if dtype is None: return torch.float16 if device.type == 'cuda' else torch.float32
+def pick_dtype(dtype: str | torch.dtype | None, device: torch.device, flow: bool = False) -> torch.dtype:
+    "The type asked for, or what suits the device and the kind of model. `InputError` if it can't compute with it."
+    if dtype is None and device.type == 'cuda': return torch.bfloat16 if flow else torch.float16
+    if dtype is None: return torch.float32
     try:
         named = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype
         nine = torch.ones(1, 1, 3, 3, dtype=named, device=device)
@@ -89,8 +90,11 @@ def load_model(
         others = dict(device=device, dtype=dtype, variant=variant, vae=vae, lora=lora, config=config)
         return wrap_pipeline(name, others | dict(offload=offload, compile=compile, pickle=pickle))
     device, name = pick_device(device), os.fspath(name)
-    folder, how = EMBEDDED.get(name) or Path(name), dict(dtype=pick_dtype(dtype, device), pickle=pickle)
+    folder = EMBEDDED.get(name) or Path(name)
+    pick_dtype(dtype, device)   # refused before anything is read
     check_request(name, folder, device, variant, config, offload, compile)
+    flow = 'transformer' in folders.peek(folder, config)
+    how = dict(dtype=pick_dtype(dtype, device, flow), pickle=pickle)
     if vae is not None: how['vae'] = folders.read_vae(vae, **how)
     if folder.is_file(): pipe = folders.read_single_file(folder, config=config, **how)
     elif folder.is_dir(): pipe = folders.read_folder(folder, variant=variant, **how)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np, torch
 from torch import Tensor, nn
 from .pipelines import (
-    PipelineModel, check_scaling, check_tokenizer, is_number, need, warn_of_cut, warn_of_text)
+    PipelineModel, check_scaling, check_tokenizer, need, warn_of_cut, warn_of_text)
 from ..noise import Conditioning, classifier_free, join
 from ..options import InputError
 from ..schedule import Level, check_steps, check_strength, to_noise
@@ -38,7 +38,9 @@ class FlowSchedule:
     def _check(self):
         "Refuse settings by which no way leads through the noise."
         config = self.scheduler.config
-        wanted = ('shift', 'use_dynamic_shifting', 'num_train_timesteps')
+        wanted = ['shift', 'use_dynamic_shifting', 'num_train_timesteps']
+        if config.get('use_dynamic_shifting'):
+            wanted += ['base_shift', 'max_shift', 'base_image_seq_len', 'max_image_seq_len']
         gone = [name for name in wanted if config.get(name) is None]
         if gone:
             raise InputError(f"schedule: {config.get('_class_name', type(self.scheduler).__name__)} says no "
@@ -84,10 +86,9 @@ def matching_sigma(strength: float) -> float:
 
 def linear_shift(config, tokens: int, steps: int) -> float:
     "The dynamic shift μ by the number of tokens (diffusers' `calculate_shift`)."
-    few, many = config.get('base_image_seq_len', 256), config.get('max_image_seq_len', 4096)
-    low, high = config.get('base_shift', .5), config.get('max_shift', 1.15)
-    slope = (high - low)/(many - few)
-    return tokens*slope + (low - slope*few)
+    few, many = config.base_image_seq_len, config.max_image_seq_len
+    slope = (config.max_shift - config.base_shift)/(many - few)
+    return tokens*slope + (config.base_shift - slope*few)
 
 # %% ../../nbs/models/flows.ipynb #e936bd37
 FLOW_EDIT = dict(   # FlowEdit's settings with FLUX.1 (Kulikov et al. 2025), in a mask by the paper's of DiffEdit

@@ -30,6 +30,7 @@ from ..inversion import levels_up_to, invert
 from ..latents import to_images, to_tensor
 from ..masks import by_range, enlarge
 from ..models import load_model
+from ..models.pipelines import network
 from ..noise import Model, denoise
 from ..options import InputError, extra
 from ..schedule import Level, add_noise
@@ -293,8 +294,8 @@ def curve_points() -> dict[str, Method]:
 def count_evaluations(*models: Model):
     "A list to which the rows of each evaluation of the networks are added."
     asked = []
-    def note(unet, args, kwargs): asked.append(len(args[0] if args else kwargs['sample']))
-    hooks = [m.unet.register_forward_pre_hook(note, with_kwargs=True) for m in models]
+    def note(asks, args, kwargs): asked.append(len(args[0] if args else next(iter(kwargs.values()))))
+    hooks = [network(m.pipe).register_forward_pre_hook(note, with_kwargs=True) for m in models]
     try: yield asked
     finally:
         for hook in hooks: hook.remove()

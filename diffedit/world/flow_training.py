@@ -10,19 +10,17 @@ __all__ = ['SHIFT', 'SCALE', 'FLOW_SETTINGS', 'TWINS', 'FLOW_PLANS', 'random_vie
 # %% ../../nbs/world/flow_training.ipynb #0bbce208
 import json, shutil
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 import numpy as np, torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from tqdm import tqdm
 from ..models import load_model, quiet_libraries
 from .scenes import WHOLE, Frame, captions, random_scene, render, stream
 from .training import (
-    TrainingPlan, all_words, caption_reader, draw_scenes, encode_all, fit, halve, load_batch, model_folder,
-    new_tokenizer, open_tokenizer, pick_batch, reconstruction_loss, rewrite_text, standardize, steps_done)
+    TrainingPlan, all_words, caption_reader, draw_scenes, encode_all, halve, load_batch, model_folder,
+    new_tokenizer, open_tokenizer, pick_batch, reconstruction_loss, rewrite_text, standardize, train_part)
 
 # %% ../../nbs/world/flow_training.ipynb #0a0198ca
 def random_view(seed: int) -> tuple[Frame, Frame]:   # what is seen, and where the figure stands
@@ -210,10 +208,10 @@ class FlowRun:
 
     @cached_property
     def vae(self):
-        plan = self.plans['vae']
-        torch.manual_seed(plan.seed)
-        vae = widen_vae(load_model().vae).to(self.device)
-        fit('vae', vae, wide_vae_loss(vae, self.pictures[:plan.scenes], plan), plan, self.folder)
+        torch.manual_seed(self.plans['vae'].seed)
+        vae = widen_vae(load_model().vae)
+        def make_loss(plan): return wide_vae_loss(vae, self.pictures[:plan.scenes], plan)
+        train_part(self, 'vae', vae, make_loss)
         standardize(vae, self.pictures[:512], SHIFT, 1/SCALE)
         return vae
 
@@ -223,13 +221,12 @@ class FlowRun:
     @cached_property
     def flow(self):
         "Transformer and text encoder."
-        plan = self.plans['flow']
-        torch.manual_seed(plan.seed)
-        model = new_transformer(self.tokenizer).to(self.device)
-        done = steps_done(self.folder/'flow.safetensors', plan) == plan.steps
-        phrasings = [] if done else [captions(random_scene(s)) for s in range(plan.scenes)]
-        loss = None if done else flow_loss(model, self.latents[:plan.scenes], phrasings, self.tokenizer, plan)
-        return fit('flow', model, loss, plan, self.folder)
+        torch.manual_seed(self.plans['flow'].seed)
+        model = new_transformer(self.tokenizer)
+        def make_loss(plan):
+            phrasings = [captions(random_scene(s)) for s in range(plan.scenes)]
+            return flow_loss(model, self.latents[:plan.scenes], phrasings, self.tokenizer, plan)
+        return train_part(self, 'flow', model, make_loss)
 
 def main(
     part: str = 'export',             # 'vae', 'flow', or 'export': the model of both

@@ -547,7 +547,7 @@ def write_checksums(package: Path):   # the folder that holds all embedded model
     (package/'SHA256SUMS').write_text(''.join(map(line, model_files(package))), newline='\n')
 
 # %% ../../nbs/world/training.ipynb #7e50b390
-def _train(run, name, model, make_loss):
+def train_part(run, name, model, make_loss):
     "Train a part; `make_loss` gives its loss for a plan, and is not asked when the part is done."
     plan = run.plans[name]
     done = steps_done(run.folder/f'{name}.safetensors', plan) == plan.steps
@@ -563,7 +563,7 @@ def _train_unet(run, name, model, **how):
             context = encode_surroundings(run.vae, run.pictures[:n], masks)
         phrasings = [captions(scene) for scene in scenes]
         return unet_loss(model, run.latents[:n], phrasings, run.tokenizer, plan, context=context, **how)
-    return _train(run, name, model, make_loss)
+    return train_part(run, name, model, make_loss)
 
 # %% ../../nbs/world/training.ipynb #c7ad2c76
 @dataclass
@@ -592,7 +592,7 @@ class Run:
         torch.manual_seed(self.plans['vae'].seed)
         vae = new_vae()
         def make_loss(plan): return vae_loss(vae, self.pictures[:plan.scenes], plan)
-        _train(self, 'vae', vae, make_loss)
+        train_part(self, 'vae', vae, make_loss)
         standardize(vae, self.pictures[:512])
         return vae
 
@@ -601,7 +601,7 @@ class Run:
         "The decoder of `vae`, trained on in place."
         decoder = nn.Sequential(self.vae.post_quant_conv, self.vae.decoder)
         def make_loss(plan): return decoder_loss(decoder, self.pictures, self.latents[:plan.scenes], plan)
-        return _train(self, 'decoder', decoder, make_loss)
+        return train_part(self, 'decoder', decoder, make_loss)
 
     @cached_property
     def unet(self):
@@ -623,7 +623,7 @@ class Run:
         torch.manual_seed(self.plans['classifier'].seed)
         classifier = new_classifier().to(memory_format=torch.channels_last)
         def make_loss(plan): return classifier_loss(classifier, self.pictures[:plan.scenes], plan)
-        return _train(self, 'classifier', classifier, make_loss)
+        return train_part(self, 'classifier', classifier, make_loss)
 
 # %% ../../nbs/world/training.ipynb #8c763e1e
 TRAINED_PARTS = 'vae', 'unet', 'v', 'inpainting', 'classifier', 'decoder'
