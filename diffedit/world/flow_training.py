@@ -49,7 +49,8 @@ def widen_vae(
     channels: int = 16,   # of the new one's latents
 ) -> nn.Module:
     "A VAE with more latent channels, which at first adds only noise to the first ones."
-    wide = type(vae).from_config(vae.config, latent_channels=channels, shift_factor=SHIFT, scaling_factor=SCALE)
+    own = {k: v for k, v in vae.config.items() if k[0] != '_'}   # not where it lay
+    wide = type(vae)(**own | dict(latent_channels=channels, shift_factor=SHIFT, scaling_factor=SCALE))
     old, c = {k: v.float() for k, v in vae.state_dict().items()}, vae.config.latent_channels
     means, spreads = slice(c), slice(channels, channels + c)   # in what the encoder says
     for name, new in wide.state_dict().items():
