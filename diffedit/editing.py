@@ -233,7 +233,7 @@ class EditSteps(EditRecord):
         "The edit towards another caption: a new mask (unless one was given), on the same way up."
         e = self.with_settings(target=target)
         if not self.draws: return e.paint_again(self.mask)
-        asks_target = self.draws.recipe.captions == 'both'
+        asks_target = self.draws.recipe.captions != 'source'
         return e.find_again(replace(self.draws, against=None) if asks_target else self.draws)
 
     def with_mask(self, mask) -> 'Edit':

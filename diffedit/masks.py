@@ -139,7 +139,7 @@ def draw(
                          'and no way leads down from there; wanted less')
     noise = draw_noise(latents, recipe.draws, generators, recipe.antithetic)
     noised = add_noise(latents[:, None], down[0], noise)
-    here = ask(model, noised, down, source, recipe)
+    here = noise.to(noised) if recipe.captions == 'target' else ask(model, noised, down, source, recipe)
     away = ask(model, noised, down, source, recipe, -1.) if recipe.captions == 'source' else None
     return Draws(recipe, down, noised, here, away)
 
@@ -250,8 +250,9 @@ class Recipe:
     "How a mask is found: what is asked, how answers become heat, where heat is cut, what is tidied up."
     # what is compared: the noise, the noise at the end of a walk down, or the pixels
     signal: Annotated[str, OneOf(SIGNALS)] = 'noise'
-    # 'both': source against target; 'source': towards the source caption against away from it
-    captions: Annotated[str, OneOf(('both', 'source'))] = 'both'
+    # 'both': source against target; 'source': towards the source caption against away from it; 'target': the target
+    # against the noise that really went in
+    captions: Annotated[str, OneOf(('both', 'source', 'target'))] = 'both'
     # pull of the captions; 1: no guidance; of captions 'source', in lengths of the unconditional prediction
     guidance: Annotated[float, Interval('(0, inf)')] = 1.
     # noises that the mask is averaged over
@@ -299,6 +300,8 @@ class Recipe:
             raise InputError(f'cut: {self.cut!r}; wanted more than 0 and at most 1 for a quantile')
         if self.signal == 'denoised' and not self.steps:
             raise InputError(f"steps: {self.steps!r}; wanted 1 or more for the signal 'denoised'")
+        if self.captions == 'target' and self.signal != 'noise':
+            raise InputError(f"signal: {self.signal!r}; wanted 'noise' for the captions 'target'")
 
     def agrees(self, other: 'Recipe', names: Sequence[str]) -> bool:
         "Whether two recipes hold the same in these fields."
@@ -312,6 +315,10 @@ RECIPES = {
                    smooth=1/64, enlarge='nearest', threshold=.35),
     'seed-variant': Recipe(signal='pixels', captions='source', guidance=.15, draws=20, rescale='range'),
     'diffusers': Recipe(guidance=7.5, steps=50, rescale='mean', cut=3., enlarge='nearest'),
+    'uni-edit': Recipe(draws=1, rescale='range', enlarge='nearest'),   # these after editors of flows
+    'follow-your-shape': Recipe(signal='denoised', draws=1, steps=28, channels='norm', rescale='range',
+                                enlarge='nearest', rule='otsu'),
+    'velo-edit': Recipe(captions='target', draws=1, rescale='range', enlarge='nearest'),
 }
 
 def find_recipe(
