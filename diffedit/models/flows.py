@@ -93,7 +93,8 @@ def linear_shift(config, tokens: int, steps: int) -> float:
 # %% ../../nbs/models/flows.ipynb #e936bd37
 FLOW_EDIT = dict(   # FlowEdit's settings with FLUX.1 (Kulikov et al. 2025), in a mask by the paper's of DiffEdit
     inversion='flow-edit', steps=28, ratio=24/28, guidance=5.5, inversion_guidance=1.5,
-    draws=10, strength=.5, threshold=.5)
+    draws=10, strength=.5, threshold=.5,
+    otherwise=dict(ratio=.8, guidance=3.5, inversion_guidance=0.))   # with another inversion: what it draws best with
 FLOW_EFFORT = dict(fast=dict(steps=14, draws=4), balanced=dict(steps=28, draws=8), best=dict(steps=50, draws=10))
 
 class FlowModel(PipelineModel):
@@ -142,7 +143,9 @@ class StableDiffusion3(FlowModel, opens=('StableDiffusion3Pipeline', 'StableDiff
     name = 'a Stable Diffusion 3 model'
     parts = 'vae', 'transformer', 'scheduler', 'tokenizer', 'text_encoder', 'tokenizer_2', 'text_encoder_2'
     even = False
-    literature = FLOW_EDIT | dict(ratio=.66, guidance=13.5, inversion_guidance=3.5)   # FlowEdit's own with it
+    literature = FLOW_EDIT | dict(   # FlowEdit's own with it
+        ratio=.66, guidance=13.5, inversion_guidance=3.5,
+        otherwise=dict(ratio=.8, guidance=7., inversion_guidance=0.))
     effort = FLOW_EFFORT | dict(balanced=dict(steps=50, draws=8))
 
     @classmethod
