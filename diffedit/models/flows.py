@@ -290,21 +290,12 @@ class Flux2(FlowModel, opens=('Flux2Pipeline',)):
     def _set_up(self, pipe):
         self.factor *= 2   # a cell of four
         super()._set_up(pipe)
-        stats = self.vae.bn
-        self._mean = stats.running_mean.view(1, -1, 1, 1)
-        self._deviation = (stats.running_var.view(1, -1, 1, 1) + self.vae.config.batch_norm_eps).sqrt()
 
-    @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
-        z = self.vae.encode(images.to(self.device, self.vae.dtype)).latent_dist.mode()
-        z = nn.functional.pixel_unshuffle(z, 2).to(self.dtype)
-        return (z - self._mean.to(z))/self._deviation.to(z)
-
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        z = latents.to(self.device)
-        z = nn.functional.pixel_shuffle(z*self._deviation.to(z) + self._mean.to(z), 2)
-        return self.vae.decode(z.to(self.vae.dtype)).sample
+    def _press(self, images: Tensor) -> Tensor: return nn.functional.pixel_unshuffle(super()._press(images), 2)
+    def _paint(self, z: Tensor) -> Tensor: return super()._paint(nn.functional.pixel_shuffle(z, 2))
+    def _scaling(self, z: Tensor) -> tuple:
+        mean, variance = (x.view(-1, 1, 1).to(z) for x in (self.vae.bn.running_mean, self.vae.bn.running_var))
+        return mean, (variance + self.vae.config.batch_norm_eps).rsqrt()
 
     def _warn_of_cut(self, prompt: str):
         reader = getattr(self.pipe.tokenizer, 'tokenizer', self.pipe.tokenizer)
@@ -389,23 +380,8 @@ class QwenImage(FlowModel, opens=('QwenImagePipeline', 'QwenImageImg2ImgPipeline
         need(name, takes == has, 'a transformer for tokens of so many numbers:', takes, f'{has}, as its VAE makes')
         return cls
 
-    def _set_up(self, pipe):
-        super()._set_up(pipe)
-        config = self.vae.config
-        self._mean, self._deviation = (
-            torch.tensor(x).view(1, -1, 1, 1) for x in (config.latents_mean, config.latents_std))
-
-    @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
-        frames = images[:, :, None].to(self.device, self.vae.dtype)
-        z = self.vae.encode(frames).latent_dist.mode()[:, :, 0].to(self.dtype)
-        return (z - self._mean.to(z))/self._deviation.to(z)
-
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        z = latents.to(self.device)
-        z = (z*self._deviation.to(z) + self._mean.to(z))[:, :, None].to(self.vae.dtype)
-        return self.vae.decode(z).sample[:, :, 0]
+    def _press(self, images: Tensor) -> Tensor: return super()._press(images[:, :, None])[:, :, 0]   # a film of one frame
+    def _paint(self, z: Tensor) -> Tensor: return super()._paint(z[:, :, None])[:, :, 0]
 
     def _warn_of_cut(self, prompt: str): warn_of_text(prompt, self.pipe.tokenizer, self.longest, self.name)
 
