@@ -15,10 +15,11 @@ from ..files import whole
 from ..options import InputError
 from . import folders
 from .folders import is_repository, read_diffedit_json
-from .pipelines import PipelineModel, network, overflows, pick_family, unusable
-from . import stable_diffusion, flows  # noqa: F401, the families
+from .pipelines import PipelineModel, network, overflows, pick_family, register, unusable
+from . import flows, stable_diffusion
 
 # %% ../../nbs/models/loading.ipynb #144a3a73
+register(*stable_diffusion.FAMILIES, *flows.FAMILIES)
 PACKAGE = Path(diffedit.__file__).parent
 EMBEDDED = {   # by name: the folder
     'still-life': PACKAGE/'still_life',

@@ -256,13 +256,8 @@ def locate(what: str | os.PathLike, argument: str, patterns: list[str]) -> Path:
 
 def peek(folder: Path, config=None) -> dict:
     "What model_index.json says of a folder, a hub repository, or a file's settings; nothing where it can't be read."
-    from huggingface_hub import hf_hub_download
     at = Path(config) if folder.is_file() and config else folder
-    try:
-        if not at.exists() and is_repository(os.fspath(at)):
-            at = from_hub(os.fspath(at), 'model', lambda here: Path(hf_hub_download(
-                os.fspath(at), 'model_index.json', local_files_only=here))).parent
-        return read_json(at/'model_index.json')
+    try: return read_json(locate(at, 'model', ['model_index.json'])/'model_index.json')
     except InputError: return {}   # what is wrong is said when it is opened
 
 def read_repository(name: str, dtype: torch.dtype, pickle: bool = False, variant=None, **given):

@@ -18,7 +18,8 @@ from ..cost import peak_memory
 from ..editing import edit
 from ..settings import PRESETS
 from ..latents import to_tensor
-from ..models import StableDiffusion, cast_to_bfloat16, has_bfloat16
+from ..models import cast_to_bfloat16, has_bfloat16
+from ..models.stable_diffusion import StableDiffusion
 from ..options import extra
 from .benchmark import Case, count_evaluations, diffusers_diffedit
 from .families import letter_tokenizer, random_text_encoder, sd_scheduler
