@@ -63,7 +63,7 @@ class Inversion(ABC):
     name: ClassVar[str]
     draws_noise: ClassVar[bool] = False   # on the way up, so that each seed has another way
     takes_noise: ClassVar[bool] = True    # on the way down: `eta` may be above 0
-    asks_source: ClassVar[bool] = False   # on the way down, about fresh noise at each level
+    asks_source: ClassVar[bool] = False   # on the way down, beside the target caption
 
     def __init_subclass__(cls, name: str):
         cls.name = name

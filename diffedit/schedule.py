@@ -16,7 +16,7 @@ from .options import InputError
 @dataclass(frozen=True)
 class Level:
     "One noise level: latents there are `alpha` times the picture's plus `sigma` times standard normal noise."
-    t: float      # the time step that the network is told, 0 to 1000; whole but in flows
+    t: float      # the time step that the network is told, 0 to 1000; a whole number except in flows
     alpha: float  # share of the picture, from 1 (clean) to 0
     sigma: float  # share of noise, 0 or more
 

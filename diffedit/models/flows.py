@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np, torch
 from torch import Tensor, nn
 from .pipelines import (
-    PipelineModel, check_scaling, check_tokenizer, need, warn_of_cut, warn_of_text)
+    PipelineModel, Repainting, check_scaling, check_tokenizer, need, warn_of_cut, warn_of_text)
 from ..noise import Conditioning, classifier_free, join
 from ..options import InputError
 from ..schedule import Level, check_steps, check_strength, to_noise
@@ -242,34 +242,14 @@ def blank(prompts: list[str]) -> Tensor:
     "Which captions say nothing, (B,)."
     return torch.tensor([not prompt.strip() for prompt in prompts])
 
-class FluxFill(Flux):
+class FluxFill(Repainting, Flux):
     "FLUX.1 Fill, which repaints under a mask; without `surroundings` in the conditioning, everywhere."
     opens = 'FluxFillPipeline',
     name = 'a FLUX.1 Fill model'
 
-    def _set_up(self, pipe):
-        super()._set_up(pipe)
-        self._grey = {}   # by size in cells: what `_nothing` has made
-
-    @torch.no_grad()
-    def surroundings(self, images: Tensor, mask: Tensor) -> Conditioning:
-        "What the transformer sees of the pictures: latents of what the mask leaves, and the mask, a channel a pixel."
-        mask = mask[:, None].to(images)
-        outside, cells = self.encode(images*(1 - mask)), nn.functional.pixel_unshuffle(mask, self.factor)
-        return dict(surroundings=torch.cat([outside, cells.to(outside)], 1))
-
-    def _input(self, x: Tensor, conditioning: Conditioning) -> Tensor:
-        around = conditioning.get('surroundings')
-        if around is None: around = self._nothing(tuple(x.shape[-2:])).expand(len(x), -1, -1, -1)
-        return torch.cat([x, around.to(x)], 1)
-
-    def _nothing(self, cells: tuple[int, int]) -> Tensor:
-        "The surroundings of a grey picture of which everything is masked."
-        if cells not in self._grey:
-            h, w = (side*self.factor for side in cells)
-            seen = self.surroundings(torch.zeros(1, 3, h, w), torch.ones(1, h, w) > 0)
-            self._grey[cells] = seen['surroundings']
-        return self._grey[cells]
+    def _beside(self, mask: Tensor, outside: Tensor) -> Tensor:
+        "The latents, and the mask as a channel for each pixel of a cell."
+        return torch.cat([outside, nn.functional.pixel_unshuffle(mask, self.factor).to(outside)], 1)
 
 # %% ../../nbs/models/flows.ipynb #3991ca17
 class Flux2(FlowModel):

@@ -10,7 +10,7 @@ __all__ = ['FAMILIES', 'StableDiffusion', 'StableDiffusionXL', 'readers', 'Stabl
 import torch
 from torch import Tensor, nn
 from .pipelines import (
-    PipelineModel, check_scaling, check_sides, check_tokenizer, need, warn_of_cut)
+    PipelineModel, Repainting, check_scaling, check_sides, check_tokenizer, need, warn_of_cut)
 from ..noise import Conditioning
 from ..options import InputError
 from ..schedule import Schedule
@@ -90,38 +90,13 @@ def readers(pipe) -> list[tuple]:
     return [pair for pair in pairs if None not in pair]
 
 # %% ../../nbs/models/stable_diffusion.ipynb #aa599f7c
-class StableDiffusionInpainting(StableDiffusion):
+class StableDiffusionInpainting(Repainting, StableDiffusion):
     "A model that repaints under a mask; without `surroundings` in the conditioning, everywhere."
     opens = 'StableDiffusionInpaintPipeline',
 
-    def _set_up(self, pipe):
-        super()._set_up(pipe)
-        self._grey = {}   # by size in cells: what `_nothing` has made
-
-    @torch.no_grad()
-    def surroundings(
-        self,
-        images: Tensor,  # (B, 3, H, W) from -1 to 1
-        mask: Tensor,    # (B, H, W), true where the model is to paint
-    ) -> Conditioning:   # mask at latent resolution and latents of what it leaves, (B, 5, h, w)
-        "What the UNet sees of the pictures."
-        mask = mask[:, None].to(images)
-        outside = self.encode(images*(1 - mask))
-        cells = nn.functional.interpolate(mask.to(outside), outside.shape[-2:])
-        return dict(surroundings=torch.cat([cells, outside], 1))
-
-    def _input(self, x: Tensor, conditioning: Conditioning) -> Tensor:
-        around = conditioning.get('surroundings')
-        if around is None: around = self._nothing(tuple(x.shape[-2:])).expand(len(x), -1, -1, -1)
-        return torch.cat([x, around.to(x)], 1)
-
-    def _nothing(self, cells: tuple[int, int]) -> Tensor:
-        "The surroundings of a grey picture of which everything is masked, (1, 5, h, w)."
-        if cells not in self._grey:
-            h, w = (side*self.factor for side in cells)
-            seen = self.surroundings(torch.zeros(1, 3, h, w), torch.ones(1, h, w) > 0)
-            self._grey[cells] = seen['surroundings']
-        return self._grey[cells]
+    def _beside(self, mask: Tensor, outside: Tensor) -> Tensor:
+        "The mask at latent resolution, and the latents, (B, 5, h, w)."
+        return torch.cat([nn.functional.interpolate(mask.to(outside), outside.shape[-2:]), outside], 1)
 
 class StableDiffusionXLInpainting(StableDiffusionInpainting, StableDiffusionXL):
     "A model of the XL family that repaints under a mask."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['END', 'VELOCITY', 'SD1', 'SD2', 'XL', 'TINY', 'letter_tokenizer', 'random_text_encoder', 'sd_scheduler',
-           'inpainting_family', 'tiny_folder', 'single_file']
+           'inpainting_family', 'check_new', 'tiny_folder', 'single_file']
 
 # %% ../../nbs/world/families.ipynb #d02d4c6c
 import json, os, re
@@ -114,15 +114,20 @@ def tiny_checker() -> dict:
     return dict(safety_checker=StableDiffusionSafetyChecker(config), feature_extractor=processor)
 
 # %% ../../nbs/world/families.ipynb #83af61d5
+def check_new(family: str, known: dict, to: str | os.PathLike) -> Path:
+    "The path of a model to be written. `InputError` for an unknown family, or a path that exists."
+    to = Path(to)
+    if family not in known: raise InputError(f"family: {family!r}; wanted {', '.join(map(repr, known))}")
+    if to.exists(): raise InputError(f'to: {str(to)!r} is there already; name another')
+    return to
+
 def tiny_folder(
     family: str,            # one of `TINY`
     to: str | os.PathLike,  # a folder that isn't there yet
 ) -> Path:                  # the folder, in diffusers' layout
     "Write small random weights of a family. `InputError` for an unknown one, or a folder that exists."
     import diffusers
-    to = Path(to)
-    if family not in TINY: raise InputError(f"family: {family!r}; wanted {', '.join(map(repr, TINY))}")
-    if to.exists(): raise InputError(f'to: {str(to)!r} is there already; name another')
+    to = check_new(family, TINY, to)
     plan, parts = TINY[family], {}
     with whole(to) as part, torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -10,8 +10,7 @@ import os
 from pathlib import Path
 import torch
 from ..files import whole
-from ..options import InputError
-from .families import letter_tokenizer, random_text_encoder
+from .families import check_new, letter_tokenizer, random_text_encoder
 
 # %% ../../nbs/world/flow_families.ipynb #04893316
 CHAT = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
@@ -178,9 +177,7 @@ def tiny_flow(
     to: str | os.PathLike,  # a folder that isn't there yet
 ) -> Path:                  # the folder, in diffusers' layout
     "Write small random weights of a flow family. `InputError` for an unknown one, or a folder that exists."
-    to = Path(to)
-    if family not in FLOWS: raise InputError(f"family: {family!r}; wanted {', '.join(map(repr, FLOWS))}")
-    if to.exists(): raise InputError(f'to: {str(to)!r} is there already; name another')
+    to = check_new(family, FLOWS, to)
     with whole(to) as part, torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         FLOWS[family](part).save_pretrained(part)

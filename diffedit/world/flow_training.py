@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHIFT', 'SCALE', 'FLOW_SETTINGS', 'TWINS', 'FLOW_PLANS', 'random_view', 'render_view', 'widen_vae', 'copy_rows',
-           'copy_corner', 'wide_vae_loss', 'new_transformer', 'read_text', 'random_sigmas', 'flow_loss',
-           'flow_scheduler', 'export_flow', 'FlowRun', 'main']
+           'copy_corner', 'new_transformer', 'read_text', 'random_sigmas', 'flow_loss', 'flow_scheduler', 'export_flow',
+           'FlowRun', 'main']
 
 # %% ../../nbs/world/flow_training.ipynb #0bbce208
 import json, shutil
@@ -19,8 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..models import load_model, quiet_libraries
 from .scenes import WHOLE, Frame, captions, random_scene, render, stream
 from .training import (
-    TrainingPlan, all_words, caption_reader, draw_scenes, encode_all, halve, load_batch, model_folder,
-    new_tokenizer, open_tokenizer, pick_batch, reconstruction_loss, rewrite_text, standardize, train_part)
+    TrainingPlan, all_words, caption_reader, draw_scenes, encode_all, halve, model_folder, new_tokenizer,
+    open_tokenizer, pick_batch, rewrite_text, standardize, train_part, vae_loss)
 
 # %% ../../nbs/world/flow_training.ipynb #0a0198ca
 def random_view(seed: int) -> tuple[Frame, Frame]:   # what is seen, and where the figure stands
@@ -81,24 +81,6 @@ def copy_corner(new: Tensor, was: Tensor, places):
         if new.dim() == 1: new[to] = was[of]
         else:
             for beside, from_ in places: new[to, beside] = was[of, from_]
-
-def wide_vae_loss(
-    vae: nn.Module,
-    pictures: np.ndarray,  # uint8 (n, H, W, 3)
-    plan: TrainingPlan,
-) -> Callable:             # for `fit`
-    "The loss of a batch of pictures, half of the batches mirrored; squared errors count most."
-    device = next(vae.parameters()).device
-    def loss(generator):
-        x = load_batch(pictures, pick_batch(len(pictures), plan, generator), device)
-        if torch.rand((), generator=generator) < .5: x = x.flip(3)
-        posterior = vae.encode(x).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
-        painted = vae.decode(posterior.mean + posterior.std*noise).sample
-        error, decibels = reconstruction_loss(painted, x, absolute=.5, squared=8, edges=.3)
-        kl = posterior.kl().mean()/noise[0].numel()
-        return error + 6.4e-5*kl, dict(psnr=decibels, kl=kl.item())
-    return loss
 
 # %% ../../nbs/world/flow_training.ipynb #1c1b3596
 def new_transformer(tokenizer, width: int = 256, layers: int = 6) -> nn.ModuleDict:
@@ -211,7 +193,8 @@ class FlowRun:
     def vae(self):
         torch.manual_seed(self.plans['vae'].seed)
         vae = widen_vae(load_model().vae)
-        def make_loss(plan): return wide_vae_loss(vae, self.pictures[:plan.scenes], plan)
+        def make_loss(plan):
+            return vae_loss(vae, self.pictures[:plan.scenes], plan, absolute=.5, squared=8, edges=.3)
         train_part(self, 'vae', vae, make_loss)
         standardize(vae, self.pictures[:512], SHIFT, 1/SCALE)
         return vae

@@ -180,6 +180,9 @@ def vae_loss(
     vae: nn.Module,
     pictures: np.ndarray,  # uint8 (n, H, W, 3)
     plan: TrainingPlan,
+    absolute: float = 1.,  # weight of the absolute errors
+    squared: float = 4.,   # of the squared ones
+    edges: float = .5,     # and of the errors of differences between neighbors
 ) -> Callable:             # for `fit`
     "The loss of a batch of pictures, half of the batches mirrored."
     device = next(vae.parameters()).device
@@ -190,7 +193,7 @@ def vae_loss(
         noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
         z = posterior.mean + posterior.std*noise
         painted = vae.decode(z).sample
-        error, decibels = reconstruction_loss(painted, x, absolute=1, squared=4, edges=.5)
+        error, decibels = reconstruction_loss(painted, x, absolute, squared, edges)
         kl = posterior.kl().mean()/z[0].numel()
         return error + 6.4e-5*kl, dict(psnr=decibels, kl=kl.item())
     return loss
